@@ -1,0 +1,49 @@
+# make demo    count the identifiers of Go's own source into a file, then ask it for one
+# make test    all tests of all modules
+# make bench   the benchmarks
+# make check   what a change must pass besides: vet, gofmt, race detector, 32 bits, other systems
+
+GO      ?= go
+TARGETS ?= windows/amd64 windows/386 darwin/arm64 darwin/amd64 freebsd/amd64 openbsd/amd64 linux/arm64 linux/s390x
+
+# each runs a command in the folder of each module that go.work lists.
+each = dirs=$$($(GO) list -m -f '{{.Dir}}') && echo "$$dirs" | while read -r dir; do \
+	(cd "$$dir" && $(1)) </dev/null || { echo "failed in $$dir" >&2; exit 1; }; done
+
+.PHONY: demo test bench check vet fmt race 386 cross
+
+demo:
+	@mkdir -p demo
+	$(GO) build -o demo/ ./examples/wordcount
+	./demo/wordcount -db demo/go.emd -idents "$$($(GO) env GOROOT)/src"
+	./demo/wordcount -db demo/go.emd -get err
+
+test:
+	$(call each,$(GO) test ./...)
+
+bench:
+	$(call each,$(GO) test -run '^$$' -bench . -benchmem $(BENCHFLAGS) ./...)
+
+check: vet fmt race 386 cross
+
+vet:
+	$(call each,$(GO) vet ./...)
+
+fmt:
+	@files=$$("$$($(GO) env GOROOT)/bin/gofmt" -l .) && \
+	if [ -n "$$files" ]; then echo "gofmt would change:" $$files >&2; exit 1; fi
+
+race:
+	CGO_ENABLED=1 $(GO) test -race -short ./...
+
+386:
+	GOARCH=386 CGO_ENABLED=0 $(GO) test -short ./...
+
+# Tests for other systems are compiled here and run elsewhere.
+cross:
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
+	for target in $(TARGETS); do \
+		echo "cross $$target" && \
+		export GOOS=$${target%/*} GOARCH=$${target#*/} CGO_ENABLED=0 && \
+		($(call each,$(GO) vet ./... && $(GO) test -c -o "$$tmp/" ./...)) || exit 1; \
+	done
