@@ -1,0 +1,229 @@
+//go:build unix
+
+package emd
+
+import (
+	"bytes"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"unsafe"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// faults tells whether fn meets memory that it may not use.
+func faults(fn func()) (fault bool) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() { fault = recover() != nil }()
+	fn()
+	return false
+}
+
+var sink byte
+
+// What is written to the file shows in all pages without a copy of their own.
+func TestUnixMappingShowsFile(t *testing.T) {
+	for name, giveBack := range map[string]func(m mapping, p unsafe.Pointer) error{
+		"drop":  func(m mapping, p unsafe.Pointer) error { return m.drop(p, testChunk, 0) },
+		"adopt": func(m mapping, p unsafe.Pointer) error { return m.adopt(p, testChunk, 0) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f, content := patternFile(t, testChunk)
+			m := osFS{}.Map(f)
+			defer m.close()
+			p, err := m.chunk(0, testChunk, testChunk)
+			require.NoError(t, err)
+			b := bytesAt(p, testChunk)
+			b[0] ^= 0xFF
+			content[1], content[testChunk-1] = content[1]^0xFF, content[testChunk-1]^0xFF
+			_, err = f.WriteAt(content, 0)
+			require.NoError(t, err)
+			assert.NotEqual(t, content[0], b[0], "a page of its own")
+			assert.NotEqual(t, content[1], b[1], "a page of its own")
+			assert.Equal(t, content[testChunk-1], b[testChunk-1])
+
+			require.NoError(t, giveBack(m, p))
+			assert.True(t, bytes.Equal(content, b))
+		})
+	}
+}
+
+func TestUnixMappingPlaces(t *testing.T) {
+	f, _ := patternFile(t, testChunk)
+	const n = 2 * farStep // more than one reservation of far chunks
+	chunks := func(m mapping) (all []uintptr) {
+		for i := range int64(n) {
+			p, err := m.chunk(i*testChunk, testChunk, 0)
+			require.NoError(t, err)
+			all = append(all, uintptr(p))
+		}
+		return all
+	}
+
+	// Ranges in the pool may be shorter than what is asked for: start without.
+	emptyPool := func() {
+		for ok := true; ok; {
+			_, ok = closedRanges.take(1, 1)
+		}
+	}
+	emptyPool()
+	far := osFS{far: true}.Map(f)
+	places := chunks(far)
+	for i, p := range places {
+		for j, q := range places {
+			if i != j {
+				assert.GreaterOrEqual(t, max(p, q)-min(p, q), uintptr(2*testChunk), "%d, %d", i, j)
+			}
+		}
+	}
+	assert.Greater(t, places[0], places[1], "out of order")
+	p, err := far.chunk(n*testChunk, testChunk, 0)
+	require.NoError(t, err)
+	assert.True(t, faults(func() { sink = *(*byte)(unsafe.Add(p, -1)) }), "the gap below")
+	require.NoError(t, far.close())
+
+	emptyPool()
+	near := osFS{}.Map(f).(*unixMapping)
+	near.step = n * testChunk
+	if near.nextStep(testChunk) == testChunk {
+		return // 32 bits: each chunk lies where there is room
+	}
+	near.step = n * testChunk
+	places = chunks(near)
+	for i, p := range places {
+		assert.Equal(t, places[0]+uintptr(i)*testChunk, p)
+	}
+	require.NoError(t, near.close())
+}
+
+func TestUnixMappingSteps(t *testing.T) {
+	m := &unixMapping{step: firstStep}
+	if m.nextStep(testChunk) == testChunk {
+		return // 32 bits
+	}
+	assert.Equal(t, 2*firstStep, m.nextStep(testChunk))
+	for range 10 {
+		m.nextStep(testChunk)
+	}
+	assert.Equal(t, lastStep, m.nextStep(testChunk))
+	assert.Equal(t, 2*lastStep, m.nextStep(2*lastStep), "at least a chunk")
+}
+
+func TestUnixMappingClosedIsReadOnly(t *testing.T) {
+	f, _ := patternFile(t, testChunk)
+	m := osFS{}.Map(f)
+	p, err := m.chunk(0, testChunk, testChunk)
+	require.NoError(t, err)
+	require.NoError(t, m.close())
+	assert.False(t, faults(func() { sink = *(*byte)(p) }))
+	assert.True(t, faults(func() { *(*byte)(p) = 1 }))
+}
+
+// A reader meets no fault while its memory is adopted, dropped, closed, and used
+// by the next file.
+func TestUnixMappingLateReaders(t *testing.T) {
+	f, content := patternFile(t, testChunk)
+	var current atomic.Pointer[byte]
+	var stop atomic.Bool
+	var readers sync.WaitGroup
+	for range 2 {
+		readers.Go(func() {
+			defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // a failure, not a crash
+			defer func() { assert.Nil(t, recover()) }()
+			sum := byte(0)
+			for !stop.Load() {
+				if p := current.Load(); p != nil {
+					for i := 0; i < testChunk; i += 512 {
+						sum += *(*byte)(unsafe.Add(unsafe.Pointer(p), i))
+					}
+				}
+			}
+			_ = sum
+		})
+	}
+	for range 200 {
+		m := osFS{}.Map(f)
+		p, err := m.chunk(0, testChunk, testChunk/2)
+		require.NoError(t, err)
+		current.Store((*byte)(p))
+		copy(bytesAt(p, testChunk), content)
+		require.NoError(t, m.adopt(p, testChunk, 0))
+		bytesAt(p, testChunk)[0] = content[0]
+		require.NoError(t, m.drop(p, testChunk, 0))
+		require.NoError(t, m.close())
+	}
+	stop.Store(true)
+	readers.Wait()
+}
+
+func TestReserveRefused(t *testing.T) {
+	const most = 1 << (8*unsafe.Sizeof(uintptr(0)) - 2) // more than any process has, or than is left
+	var all []addressRange
+	for {
+		r, err := reserve(most, most/2)
+		if err != nil {
+			assert.ErrorIs(t, err, ErrFull)
+			assert.ErrorIs(t, err, syscall.ENOMEM)
+			break
+		}
+		all = append(all, r)
+	}
+	for _, r := range all {
+		freeTable(bytesAt(r.base, r.size))
+	}
+}
+
+func TestResolveLinks(t *testing.T) {
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	require.NoError(t, err)
+	in := func(name string) string { return filepath.Join(dir, name) }
+	require.NoError(t, os.MkdirAll(in("sub/deep"), 0o700))
+	require.NoError(t, os.WriteFile(in("file"), nil, 0o600))
+	for name, target := range map[string]string{
+		"link":       "file",
+		"absolute":   in("file"),
+		"chain":      "link",
+		"dangling":   "sub/new",
+		"dangling2":  "dangling",
+		"folder":     "sub/deep",
+		"over":       "folder/../new", // of the real folder's parent
+		"loop":       "loop2",
+		"loop2":      "loop",
+		"nowhere":    "absent/new",
+		"sub/up":     "../file",
+		"sub/upmore": "../sub/new",
+	} {
+		require.NoError(t, os.Symlink(target, in(name)))
+	}
+	for path, want := range map[string]string{
+		"file":            "file",
+		"link":            "file",
+		"absolute":        "file",
+		"chain":           "file",
+		"dangling":        "sub/new",
+		"dangling2":       "sub/new",
+		"folder/new":      "sub/deep/new",
+		"folder/../new":   "sub/new",
+		"over":            "sub/new",
+		"sub/up":          "file",
+		"folder/../up":    "file",
+		"sub/upmore":      "sub/new",
+		"sub/../dangling": "sub/new",
+	} {
+		got, err := osFS{}.Resolve(dir + "/" + path)
+		if assert.NoError(t, err, path) {
+			assert.Equal(t, in(want), got, path)
+		}
+	}
+	_, err = osFS{}.Resolve(in("loop"))
+	assert.ErrorIs(t, err, syscall.ELOOP)
+	_, err = osFS{}.Resolve(in("nowhere"))
+	assert.ErrorIs(t, err, fs.ErrNotExist)
+}

@@ -1,0 +1,83 @@
+package emd
+
+import (
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// noReserve keeps private maps out of the kernel's commit accounting, except
+// where strict overcommit ignores it.
+const noReserve = unix.MAP_NORESERVE
+
+// hugePage is the size from which asking for huge pages makes sense. Where they
+// are larger the advice does no harm.
+const hugePage = 2 << 20
+
+// networkMagics names the network file systems by the number that statfs tells.
+// GlusterFS and sshfs are FUSE, which counts as local.
+var networkMagics = map[uint32]string{
+	unix.NFS_SUPER_MAGIC:  "nfs",
+	unix.SMB_SUPER_MAGIC:  "smb",
+	unix.CIFS_SUPER_MAGIC: "cifs",
+	unix.SMB2_SUPER_MAGIC: "smb2",
+	unix.NCP_SUPER_MAGIC:  "ncp",
+	unix.V9FS_MAGIC:       "9p",
+	unix.AFS_SUPER_MAGIC:  "afs", // OpenAFS
+	unix.AFS_FS_MAGIC:     "afs", // the kernel's own
+	unix.CODA_SUPER_MAGIC: "coda",
+	unix.CEPH_SUPER_MAGIC: "ceph",
+	0x0BD00BD0:            "lustre",
+	0x47504653:            "gpfs",
+}
+
+// adviseFresh asks for huge pages, which make the first touch of fresh memory
+// several times cheaper. Not for files: there a dirty line would copy 2 MiB.
+func adviseFresh(p unsafe.Pointer, n int64) {
+	if n >= hugePage {
+		_ = madvise(p, n, unix.MADV_HUGEPAGE)
+	}
+}
+
+// invalidate has nothing to do: mappings and write calls share the page cache.
+func invalidate(unsafe.Pointer, int64) error { return nil }
+
+// dropCopies drops private copies at once; the next read sees the file. It
+// fails where memory is locked (mlockall).
+func dropCopies(p unsafe.Pointer, n int64) error {
+	return madvise(p, n, unix.MADV_DONTNEED)
+}
+
+// populate starts the reads of the whole range together, then waits for them
+// and enters the pages into the page table. The second call alone gets no
+// read-ahead, because files are mapped MADV_RANDOM; before Linux 5.14 it fails,
+// and what the first does remains.
+func populate(p unsafe.Pointer, n int64) {
+	_ = madvise(p, n, unix.MADV_WILLNEED)
+	_ = madvise(p, n, unix.MADV_POPULATE_READ)
+}
+
+// syncFile leaves out the timestamps: one write less, sometimes a journal
+// commit less.
+func syncFile(f *os.File) error {
+	return pathError("fdatasync", f, withFD(f, func(fd uintptr) error {
+		return uninterrupted(func() error { return unix.Fdatasync(int(fd)) })
+	}))
+}
+
+func punchFD(fd uintptr, off, n int64) error {
+	return uninterrupted(func() error {
+		return unix.Fallocate(int(fd), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	})
+}
+
+// networkFS returns the name of the network file system on which the file lies,
+// or "".
+func networkFS(fd uintptr) string {
+	var st unix.Statfs_t
+	if err := uninterrupted(func() error { return unix.Fstatfs(int(fd), &st) }); err != nil {
+		return ""
+	}
+	return networkMagics[uint32(st.Type)]
+}

@@ -1,0 +1,44 @@
+//go:build unix && !linux
+
+package emd
+
+import (
+	"errors"
+	"os"
+	"runtime"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// noReserve is Linux's: FreeBSD and AIX lack the flag, and the others either
+// ignore it or reserve memory that a machine with swap has.
+const noReserve = 0
+
+func adviseFresh(unsafe.Pointer, int64) {}
+
+// invalidate makes what write calls wrote visible in a mapping that was just
+// made: OpenBSD alone keeps two caches, one for mappings and one for write
+// calls.
+func invalidate(p unsafe.Pointer, n int64) error {
+	if runtime.GOOS != "openbsd" {
+		return nil
+	}
+	return uninterrupted(func() error {
+		return unix.Msync(bytesAt(p, n), unix.MS_SYNC|unix.MS_INVALIDATE)
+	})
+}
+
+// dropCopies fails: outside Linux MADV_DONTNEED is a hint, and copies may stay.
+func dropCopies(unsafe.Pointer, int64) error { return errors.ErrUnsupported }
+
+func populate(p unsafe.Pointer, n int64) { _ = madvise(p, n, unix.MADV_WILLNEED) }
+
+// syncFile is os.File's Sync, which on macOS also empties the drive's cache
+// (F_FULLFSYNC).
+func syncFile(f *os.File) error { return f.Sync() }
+
+func punchFD(uintptr, int64, int64) error { return errors.ErrUnsupported }
+
+// networkFS does not know: what these systems tell does not set FUSE apart.
+func networkFS(uintptr) string { return "" }

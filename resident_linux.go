@@ -1,0 +1,27 @@
+package emd
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// resident returns the bytes of the mapped file that are in memory.
+func (s *space) resident() (n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	size := uintptr(1) << (s.shift + pageShift)
+	pages := make([]byte, int(size)/osPageSize())
+	for _, c := range s.table.Load().chunks {
+		if c == nil {
+			continue
+		}
+		if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(c.mem), size, uintptr(unsafe.Pointer(&pages[0]))); errno != 0 {
+			return 0
+		}
+		for _, p := range pages {
+			n += int64(p&1) * int64(osPageSize())
+		}
+	}
+	return n
+}
