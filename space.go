@@ -1,0 +1,616 @@
+package emd
+
+import (
+	"fmt"
+	"hash/crc32"
+	"math/bits"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+)
+
+// The space is the file as memory: chunks of address space that stay where
+// they are, a table that finds them, and a note of every line that changed.
+//
+// A page is logged or fresh. Below the border, the high-water mark of the
+// last commit, pages are logged: the file holds what was committed, memory
+// shows it privately, and what changes goes through the redo log. From the
+// border up, pages are fresh: nothing committed refers to them, they live in
+// memory of the process and are written to the file once, directly.
+//
+// The invariant that commit, checkpoint, spill and rollback keep: a page
+// without a dirty line has in memory the bytes that the file holds (zeros
+// past its end) with the units of the live log laid over them.
+const (
+	pageShift = 12
+	pageSize  = 1 << pageShift // of the file, whatever the machine's page size
+	lineShift = 6
+	lineSize  = 1 << lineShift // unit of the dirty map and of the log
+	allLines  = ^uint64(0)     // of a page
+	maxPages  = 1 << 32        // 16 TiB
+
+	// The border moves by units, so that no page of the machine (4, 16 or
+	// 64 KiB) holds logged and fresh bytes. Fresh bytes have a checksum a unit.
+	unitPages = 16
+	unitSize  = unitPages * pageSize
+
+	defaultChunkSize = 64 << 20
+	minChunkSize     = 256 << 10
+	eagerChunks      = 64 // files of up to so many chunks are mapped at open
+)
+
+const _ = uint(-(pageSize / lineSize % 64)) // a word has a bit for each line of a page
+
+// pageNo numbers the pages of the file. Page 0 holds a header slot, so 0 can
+// mean none.
+type pageNo = uint32
+
+type page [pageSize]byte
+
+type space struct {
+	file    file
+	mapping mapping
+	table   atomic.Pointer[chunkTable]
+	shift   uint8  // log2 of the pages of a chunk
+	mask    pageNo // pages of a chunk - 1
+	osShift uint8  // log2 of the file pages in a page of the machine
+	whole   bool   // Options.FullPages: mark whole pages
+	tables  bool   // keep dirty lines: false for a read-only arena
+
+	// border is the first fresh page. It moves inside the closed gate only.
+	border atomic.Uint64
+
+	private atomic.Int64 // bytes of private copies and fresh pages in memory
+	fresh   atomic.Int64 // of these, fresh ones
+	spilled atomic.Int64 // bytes written before their commit, since open
+
+	mu       sync.Mutex
+	dirty    []*chunk // chunks with dirty lines, in the order of their first
+	fileSize int64
+	mapErr   error // why a chunk could not be mapped
+}
+
+// A chunkTable finds the memory of a page with one load. It is replaced, not
+// changed, when the file grows past it; its slots are filled when a chunk is
+// first used.
+type chunkTable struct {
+	mem    []unsafe.Pointer // start of each chunk, nil before its first use
+	lines  []unsafe.Pointer // its dirty map: a word for each page
+	chunks []*chunk
+}
+
+// A chunk is a stretch of the file, mapped. Its tables lie outside the Go
+// heap and take memory when they are first written.
+type chunk struct {
+	first  pageNo
+	mem    unsafe.Pointer
+	table  []byte
+	lines  []uint64    // a word for each page, a bit for each changed line
+	groups []uint64    // a bit for each 64 pages: one of them has changed lines
+	owned  []uint64    // a bit for each page of the machine: a private copy exists
+	sums   []uint32    // of each fresh unit: checksum XOR zeroUnitSum, as in the file
+	listed atomic.Bool // in space.dirty
+}
+
+var (
+	castagnoli  = crc32.MakeTable(crc32.Castagnoli)
+	zeroUnitSum = crc32.Checksum(make([]byte, unitSize), castagnoli)
+)
+
+// newSpace shows file, of which border pages are committed.
+func newSpace(f file, m mapping, chunkSize int64, border uint64, fileSize int64, writable bool) (*space, error) {
+	s := &space{
+		file: f, mapping: m, tables: writable, fileSize: fileSize,
+		shift:   uint8(bits.TrailingZeros64(uint64(chunkSize)) - pageShift),
+		osShift: uint8(max(0, bits.TrailingZeros(uint(osPageSize()))-pageShift)),
+	}
+	s.mask = 1<<s.shift - 1
+	s.border.Store(border)
+	s.table.Store(&chunkTable{})
+	n := s.chunkCount(border)
+	s.resize(n)
+	if n <= eagerChunks || bits.UintSize == 32 {
+		for i := range n {
+			if err := s.mapChunk(i); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return s, nil
+}
+
+func (s *space) chunkCount(pages uint64) int { return int((pages + uint64(s.mask)) >> s.shift) }
+
+// close takes the memory away; late readers see zeros.
+func (s *space) close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.table.Load()
+	err := s.mapping.close()
+	s.table.Store(&chunkTable{mem: t.mem}) // what a late reader may still look at
+	for _, c := range t.chunks {
+		if c != nil && c.table != nil {
+			freeTable(c.table)
+		}
+	}
+	s.dirty = nil
+	return err
+}
+
+// page returns a page that the caller knows to be part of the file.
+func (s *space) page(p pageNo) *page {
+	m := s.peek(p)
+	if m == nil {
+		panic(fmt.Sprintf("emd: page %d is not mapped: %v", p, s.mapError()))
+	}
+	return m
+}
+
+// peek returns a page, or nil if there is none of that number: for numbers
+// that a racing reader or untrusted bytes supply.
+func (s *space) peek(p pageNo) *page {
+	t := s.table.Load()
+	i := p >> s.shift
+	if uint(i) >= uint(len(t.mem)) {
+		return nil
+	}
+	m := atomic.LoadPointer(&t.mem[i])
+	if m == nil {
+		m = s.firstUse(int(i))
+		if m == nil {
+			return nil
+		}
+	}
+	return (*page)(unsafe.Add(m, uintptr(p&s.mask)<<pageShift))
+}
+
+// view returns the n bytes at off, or nil unless they lie in the file and in
+// one chunk.
+func (s *space) view(off uint64, n int) []byte {
+	if n < 0 || off>>pageShift >= maxPages {
+		return nil
+	}
+	chunkSize := uint64(1) << (s.shift + pageShift)
+	in := off & (chunkSize - 1)
+	if uint64(n) > chunkSize-in {
+		return nil
+	}
+	m := s.peek(pageNo(off >> pageShift))
+	if m == nil {
+		return nil
+	}
+	return unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(m), off&(pageSize-1))), n)
+}
+
+// firstUse maps chunk i. A failure is kept for mapError.
+func (s *space) firstUse(i int) unsafe.Pointer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.mapChunk(i); err != nil {
+		s.mapErr = err
+		return nil
+	}
+	return s.table.Load().mem[i]
+}
+
+func (s *space) mapError() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mapErr
+}
+
+// mapChunk fills slot i of the table. The caller holds mu, or is alone.
+func (s *space) mapChunk(i int) error {
+	t := s.table.Load()
+	if i >= len(t.mem) || t.mem[i] != nil || i >= len(t.chunks) {
+		return nil
+	}
+	size := int64(1) << (s.shift + pageShift)
+	off := int64(i) * size
+	filed := min(max(int64(s.border.Load())<<pageShift-off, 0), size)
+	mem, err := s.mapping.chunk(off, size, filed)
+	if err != nil {
+		return err
+	}
+	c := &chunk{first: pageNo(i) << s.shift, mem: mem}
+	if s.tables {
+		if err := c.makeTables(int(s.mask)+1, s.osShift); err != nil {
+			return err
+		}
+		atomic.StorePointer(&t.lines[i], unsafe.Pointer(&c.lines[0]))
+	}
+	t.chunks[i] = c
+	atomic.StorePointer(&t.mem[i], mem)
+	return nil
+}
+
+func (c *chunk) makeTables(pages int, osShift uint8) error {
+	words := func(bits int) int { return (bits + 63) / 64 }
+	groups, owned, sums := words(words(pages)), words(pages>>osShift), pages/unitPages
+	table, err := allocTable((pages+groups+owned)*8 + sums*4)
+	if err != nil {
+		return err
+	}
+	c.table = table
+	all := unsafe.Slice((*uint64)(unsafe.Pointer(&table[0])), pages+groups+owned)
+	c.lines, c.groups, c.owned = all[:pages:pages], all[pages:pages+groups:pages+groups], all[pages+groups:]
+	c.sums = unsafe.Slice((*uint32)(unsafe.Pointer(&table[len(all)*8])), sums)
+	return nil
+}
+
+// resize gives the table n slots. The caller holds mu, or is alone.
+func (s *space) resize(n int) {
+	t := s.table.Load()
+	if n <= len(t.mem) {
+		return
+	}
+	// Within its capacity a slice grows in place: readers of the old table
+	// see its length only.
+	extra := n - len(t.mem)
+	s.table.Store(&chunkTable{
+		mem:    append(t.mem, make([]unsafe.Pointer, extra)...),
+		lines:  append(t.lines, make([]unsafe.Pointer, extra)...),
+		chunks: append(t.chunks, make([]*chunk, extra)...),
+	})
+}
+
+// ensure makes memory for the pages below end.
+func (s *space) ensure(end uint64) error {
+	n := s.chunkCount(end)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := len(s.table.Load().mem)
+	s.resize(n)
+	for i := old; i < n; i++ {
+		if err := s.mapChunk(i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lineMask returns the lines of a page that [off, off+n) lies in.
+func lineMask(off, n int) uint64 {
+	if n <= 0 {
+		return 0
+	}
+	first, last := uint(off)>>lineShift, uint(off+n-1)>>lineShift
+	return allLines << first & (allLines >> (63 - last))
+}
+
+// touch marks lines of a page as changed. Call it before the bytes change;
+// what is not marked does not become durable.
+func (s *space) touch(p pageNo, lines uint64) {
+	t := s.table.Load()
+	if i := p >> s.shift; uint(i) < uint(len(t.lines)) {
+		if l := atomic.LoadPointer(&t.lines[i]); l != nil {
+			w := (*uint64)(unsafe.Add(l, uintptr(p&s.mask)*8))
+			if atomic.LoadUint64(w)&lines == lines {
+				return
+			}
+		}
+	}
+	s.touchSlow(p, lines)
+}
+
+// mark is touch for any range inside a chunk.
+func (s *space) mark(off uint64, n int) {
+	for n > 0 {
+		in := int(off & (pageSize - 1))
+		step := min(n, pageSize-in)
+		s.touch(pageNo(off>>pageShift), lineMask(in, step))
+		off += uint64(step)
+		n -= step
+	}
+}
+
+func (s *space) touchSlow(p pageNo, lines uint64) {
+	s.page(p) // maps the chunk
+	c := s.table.Load().chunks[p>>s.shift]
+	in := p & s.mask
+	isFresh := uint64(p) >= s.border.Load()
+	if isFresh || s.whole {
+		lines = allLines
+	}
+	if atomic.OrUint64(&c.lines[in], lines) == 0 {
+		atomic.OrUint64(&c.groups[in>>12], 1<<(in>>6&63))
+		if !c.listed.Swap(true) {
+			s.mu.Lock()
+			s.dirty = append(s.dirty, c)
+			s.mu.Unlock()
+		}
+	}
+	osPage := in >> s.osShift
+	bit := uint64(1) << (osPage & 63)
+	if atomic.OrUint64(&c.owned[osPage>>6], bit)&bit == 0 {
+		s.private.Add(s.osPageBytes())
+		if isFresh {
+			s.fresh.Add(s.osPageBytes())
+		}
+	}
+}
+
+func (s *space) osPageBytes() int64 { return pageSize << s.osShift }
+
+// A dirtyPage is a page with changed lines; word is its entry of the map.
+type dirtyPage struct {
+	no   pageNo
+	word *uint64
+}
+
+// eachDirty calls fn for the pages of [from, to) with changed lines, in
+// ascending order. The caller has the gate closed.
+func (s *space) eachDirty(from, to uint64, fn func(dirtyPage) error) error {
+	s.mu.Lock()
+	chunks := slices.Clone(s.dirty)
+	s.mu.Unlock()
+	slices.SortFunc(chunks, func(x, y *chunk) int { return int(int64(x.first) - int64(y.first)) })
+	for _, c := range chunks {
+		for i := range c.groups {
+			for g := c.groups[i]; g != 0; g &= g - 1 {
+				base := (i*64 + bits.TrailingZeros64(g)) * 64
+				for j := base; j < min(base+64, len(c.lines)); j++ {
+					p := uint64(c.first) + uint64(j)
+					if c.lines[j] == 0 || p < from || p >= to {
+						continue
+					}
+					if err := fn(dirtyPage{pageNo(p), &c.lines[j]}); err != nil {
+						return err
+					}
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// sweep forgets the groups and chunks that have no changed lines left. The
+// caller has the gate closed.
+func (s *space) sweep() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dirty = slices.DeleteFunc(s.dirty, func(c *chunk) bool {
+		left := false
+		for i := range c.groups {
+			for g := c.groups[i]; g != 0; g &= g - 1 {
+				b := bits.TrailingZeros64(g)
+				base := (i*64 + b) * 64
+				if isZero(c.lines[base:min(base+64, len(c.lines))]) {
+					c.groups[i] &^= 1 << b
+				} else {
+					left = true
+				}
+			}
+		}
+		if !left {
+			c.listed.Store(false)
+		}
+		return !left
+	})
+}
+
+func isZero(words []uint64) bool {
+	for _, w := range words {
+		if w != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// anyDirty says whether a line has changed since the last commit.
+func (s *space) anyDirty() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.dirty) != 0
+}
+
+// writeFresh writes the changed fresh pages of [from, to), whole units, to
+// the file, notes the checksums of their units and lets the file's pages take
+// the place of the memory. Nobody else changes these pages meanwhile.
+// After an error everything is as dirty as before.
+func (s *space) writeFresh(from, to uint64) error {
+	for from < to {
+		c, in := s.chunkOf(from)
+		n := min(to-from, uint64(s.mask)+1-uint64(in))
+		if err := s.writeFreshChunk(c, in, pageNo(n)); err != nil {
+			return err
+		}
+		from += n
+	}
+	return nil
+}
+
+func (s *space) chunkOf(p uint64) (c *chunk, in pageNo) {
+	s.page(pageNo(p))
+	return s.table.Load().chunks[p>>s.shift], pageNo(p) & s.mask
+}
+
+// writeFreshChunk does that for the pages [in, in+n) of chunk c, one run of
+// changed units after the other.
+func (s *space) writeFreshChunk(c *chunk, in, n pageNo) error {
+	unitDirty := func(u pageNo) bool { return !isZero(c.lines[u*unitPages : (u+1)*unitPages]) }
+	for u, end := in/unitPages, (in+n)/unitPages; u < end; u++ {
+		if !unitDirty(u) {
+			continue
+		}
+		run := u
+		for run < end && unitDirty(run) {
+			run++
+		}
+		if err := s.writeUnits(c, u, run); err != nil {
+			return err
+		}
+		u = run
+	}
+	return nil
+}
+
+// writeUnits writes the units [u, end) of c. Pages of them that did not
+// change are written too: they hold what the file holds.
+func (s *space) writeUnits(c *chunk, u, end pageNo) error {
+	off := int64(c.first)<<pageShift + int64(u)*unitSize
+	n := int64(end-u) * unitSize
+	mem := unsafe.Pointer(unsafe.Add(c.mem, uintptr(u)*unitSize))
+	b := unsafe.Slice((*byte)(mem), n)
+	if _, err := s.file.WriteAt(b, off); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.fileSize = max(s.fileSize, off+n)
+	s.mu.Unlock()
+	for i := u; i < end; i++ {
+		unit := b[int64(i-u)*unitSize:][:unitSize]
+		c.sums[i] = crc32.Checksum(unit, castagnoli) ^ zeroUnitSum
+	}
+	if err := s.mapping.adopt(mem, n, off); err != nil {
+		return err
+	}
+	clear(c.lines[u*unitPages : end*unitPages])
+	freed := c.disown(u*unitPages>>s.osShift, end*unitPages>>s.osShift) * s.osPageBytes()
+	s.private.Add(-freed)
+	s.fresh.Add(-freed)
+	return nil
+}
+
+// disown forgets the private copies of the machine's pages [from, to) of the
+// chunk and returns how many there were. Other pages of the same word may
+// become private meanwhile.
+func (c *chunk) disown(from, to pageNo) (n int64) {
+	for i := from; i < to; {
+		w, first := i>>6, i&63
+		count := min(64-first, to-i)
+		mask := allLines >> (64 - count) << first
+		n += int64(bits.OnesCount64(atomic.AndUint64(&c.owned[w], ^mask) & mask))
+		i += count
+	}
+	return n
+}
+
+// freshSums appends the checksums of the fresh units in [from, to).
+func (s *space) freshSums(dst []uint32, from, to uint64) []uint32 {
+	for p := from; p < to; p += unitPages {
+		c, in := s.chunkOf(p)
+		dst = append(dst, c.sums[in/unitPages]^zeroUnitSum)
+	}
+	return dst
+}
+
+// settle makes the pages of [from, to), fresh until now, logged ones: they
+// show the file from here on. Their changes have been written.
+func (s *space) settle(from, to uint64) error {
+	size := int64(to) << pageShift
+	if s.fileSize < size {
+		if err := s.file.Truncate(size); err != nil {
+			return err
+		}
+		s.fileSize = size
+	}
+	for p := from; p < to; {
+		c, in := s.chunkOf(p)
+		n := min(to-p, uint64(s.mask)+1-uint64(in))
+		mem := unsafe.Add(c.mem, uintptr(in)<<pageShift)
+		if err := s.mapping.adopt(mem, int64(n)<<pageShift, int64(p)<<pageShift); err != nil {
+			return err
+		}
+		freed := c.disown(in>>s.osShift, (in+pageNo(n))>>s.osShift) * s.osPageBytes()
+		s.private.Add(-freed)
+		s.fresh.Add(-freed)
+		p += n
+	}
+	return nil
+}
+
+// dropClean gives back the private copies that hold nothing newer than the
+// file: pages of the machine below the border without a changed line. The
+// caller has the gate closed and the file up to date.
+func (s *space) dropClean() error {
+	border := s.border.Load()
+	perOS := pageNo(1) << s.osShift
+	for _, c := range s.table.Load().chunks {
+		if c == nil || uint64(c.first) >= border {
+			continue
+		}
+		limit := pageNo(min(uint64(s.mask)+1, border-uint64(c.first))) >> s.osShift
+		droppable := func(o pageNo) bool {
+			return c.owned[o>>6]>>(o&63)&1 != 0 && isZero(c.lines[o*perOS:(o+1)*perOS])
+		}
+		for o := pageNo(0); o < limit; o++ {
+			if o&63 == 0 && c.owned[o>>6] == 0 {
+				o += 63
+				continue
+			}
+			if !droppable(o) {
+				continue
+			}
+			end := o + 1
+			for end < limit && droppable(end) {
+				end++
+			}
+			in := uintptr(o) << s.osShift << pageShift
+			n := int64(end-o) * s.osPageBytes()
+			if err := s.mapping.drop(unsafe.Add(c.mem, in), n, int64(c.first)<<pageShift+int64(in)); err != nil {
+				return err
+			}
+			s.private.Add(-c.disown(o, end) * s.osPageBytes())
+			o = end - 1
+		}
+	}
+	return nil
+}
+
+// spillSome writes about want bytes of fresh pages to the file before their
+// commit, to make room. Nothing committed refers to them; one that changes
+// again is written again. The caller has the gate closed.
+func (s *space) spillSome(end uint64, want int64) error {
+	before := s.fresh.Load()
+	for p := s.border.Load(); p < end && before-s.fresh.Load() < want; {
+		n := min(end-p, spillStep)
+		if err := s.spillRange(p, n); err != nil {
+			return err
+		}
+		p += n
+	}
+	return nil
+}
+
+const spillStep = 1 << 20 >> pageShift
+
+// spillRange spills the units inside the pages [p, p+n), which nobody else
+// changes meanwhile.
+func (s *space) spillRange(p, n uint64) error {
+	from := (max(p, s.border.Load()) + unitPages - 1) &^ (unitPages - 1)
+	to := (p + n) &^ (unitPages - 1)
+	if from >= to {
+		return nil
+	}
+	before := s.fresh.Load()
+	err := s.writeFresh(from, to)
+	s.spilled.Add(max(0, before-s.fresh.Load()))
+	return err
+}
+
+// heap returns the size of the tables outside the Go heap.
+func (s *space) heap() (n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.table.Load().chunks {
+		if c != nil {
+			n += int64(len(c.table))
+		}
+	}
+	return n
+}
+
+// mapped returns the address space in use.
+func (s *space) mapped() (n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.table.Load().chunks {
+		if c != nil {
+			n += 1 << (s.shift + pageShift)
+		}
+	}
+	return n
+}
