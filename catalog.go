@@ -1,0 +1,551 @@
+package emd
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"strings"
+	"sync/atomic"
+)
+
+// The catalogue is a dict of the arena's own, from the names of containers to
+// entries. A second one holds what SetMeta keeps.
+//
+//	0      1      4        8
+//	+------+------+--------+------------+-----+--------------+-------+
+//	| kind | zero | header | key length | key | value length | value |
+//	+------+------+--------+------------+-----+--------------+-------+
+//
+// kind is 'l' or 'd', header the container's header page; the signatures of
+// key and value are texts, their lengths uvarints.
+const (
+	entryKindOff   = 0
+	entryHeaderOff = 4
+	entrySigsOff   = entryHeaderOff + 4
+
+	kindList = "list"
+	kindDict = "dict"
+)
+
+// A container is what an arena holds under a name. Its methods are called
+// with the locks that they name; the lock order is catMu, then the writer locks
+// of containers, then the gate.
+type container interface {
+	base() *handle
+	lock() // all writer locks
+	unlock()
+	turnAway() // readers fail their validation until readmit
+	readmit()
+	flush()                  // gate closed: write cached counters to the header page
+	create() (pageNo, error) // locked, in the gate: build an empty structure
+	load(h pageNo) error     // locked: forget caches, read header page h; 0: not in the file
+	free() error             // locked, in the gate: give all space back
+	length() int64
+	size() int64 // bytes of the file that it takes
+}
+
+// A handle is what every container has.
+type handle struct {
+	a          *Arena
+	name, kind string
+	key, value string // signatures
+	hdr        pageNo // 0: not in the file; guarded by the writer lock
+	absent     atomic.Bool
+	state      atomic.Uint32
+	epoch      atomic.Uint64 // advanced by Rollback, Drop and Close
+	err        atomic.Pointer[error]
+}
+
+// States of a handle.
+const (
+	stateOpen = iota
+	stateDropped
+	stateClosed
+)
+
+// catalogEntry is the decoded entry of a container.
+type catalogEntry struct {
+	kind       string
+	hdr        pageNo
+	key, value string
+}
+
+func (e *catalogEntry) encode() []byte {
+	b := make([]byte, entrySigsOff)
+	b[entryKindOff] = e.kind[0]
+	binary.LittleEndian.PutUint32(b[entryHeaderOff:], e.hdr)
+	for _, sig := range []string{e.key, e.value} {
+		b = binary.AppendUvarint(b, uint64(len(sig)))
+		b = append(b, sig...)
+	}
+	return b
+}
+
+func decodeEntry(b []byte) (e catalogEntry, err error) {
+	bad := corrupt("impossible entry of the catalogue: %x", b)
+	if len(b) < entrySigsOff {
+		return e, bad
+	}
+	switch b[entryKindOff] {
+	case kindList[0]:
+		e.kind = kindList
+	case kindDict[0]:
+		e.kind = kindDict
+	default:
+		return e, bad
+	}
+	e.hdr = binary.LittleEndian.Uint32(b[entryHeaderOff:])
+	rest := b[entrySigsOff:]
+	for _, sig := range []*string{&e.key, &e.value} {
+		n, w := binary.Uvarint(rest)
+		if w <= 0 || n > uint64(len(rest)-w) {
+			return e, bad
+		}
+		*sig = string(rest[w : w+int(n)])
+		rest = rest[w+int(n):]
+	}
+	return e, nil
+}
+
+func (h *handle) entry() catalogEntry {
+	return catalogEntry{kind: h.kind, hdr: h.hdr, key: h.key, value: h.value}
+}
+
+func (e *catalogEntry) describe() string {
+	if e.kind == kindList {
+		return fmt.Sprintf("list of %s", e.value)
+	}
+	return fmt.Sprintf("dict of %s to %s", e.key, e.value)
+}
+
+func (e *catalogEntry) sameType(f *catalogEntry) bool {
+	return e.kind == f.kind && e.key == f.key && e.value == f.value
+}
+
+// openContainer returns the container of c's name: the one behind earlier
+// handles if there is one, else c, loaded or created.
+func (a *Arena) openContainer(c container, mustExist bool) (container, error) {
+	h := c.base()
+	if h.name == "" {
+		return nil, errors.New("a container needs a name")
+	}
+	if len(h.name) > maxKeySize {
+		return nil, fmt.Errorf("%w: name of %d bytes, at most %d", ErrTooLarge, len(h.name), maxKeySize)
+	}
+	if a.closed() {
+		return nil, ErrClosed
+	}
+	if a.opened(h.name) == nil && a.writable() == nil && !mustExist {
+		if err := a.admit(createCost); err != nil {
+			return nil, err
+		}
+	}
+	a.catMu.Lock()
+	defer a.catMu.Unlock()
+	if a.closed() {
+		return nil, ErrClosed
+	}
+	want := h.entry()
+	if known := a.opened(h.name); known != nil {
+		have := known.base().entry()
+		if !have.sameType(&want) {
+			return nil, mismatch(&have, &want)
+		}
+		if known.base().absent.Load() {
+			if mustExist {
+				return nil, ErrNoContainer
+			}
+			return known, a.createContainer(known)
+		}
+		return known, nil
+	}
+	b, ok, err := a.catalog.getBytes([]byte(h.name))
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case ok:
+		have, err := decodeEntry(b)
+		if err != nil {
+			return nil, err
+		}
+		if !have.sameType(&want) {
+			return nil, mismatch(&have, &want)
+		}
+		if err := a.loadContainer(c, have.hdr); err != nil {
+			return nil, err
+		}
+	case mustExist || a.opts.ReadOnly:
+		return nil, ErrNoContainer
+	default:
+		if err := a.createContainer(c); err != nil {
+			return nil, err
+		}
+	}
+	a.register(c)
+	return c, nil
+}
+
+// createCost bounds the pages that creating a container changes.
+const createCost = 64 * pageSize
+
+func mismatch(have, want *catalogEntry) error {
+	return fmt.Errorf("%w: the file has a %s, opened as a %s", ErrTypeMismatch, have.describe(), want.describe())
+}
+
+// loadContainer has a container read its header page. The caller holds catMu.
+func (a *Arena) loadContainer(c container, hdr pageNo) error {
+	if hdr < slotPages || a.space.peek(hdr) == nil {
+		return corrupt("header page %d outside the file", hdr)
+	}
+	c.lock()
+	defer c.unlock()
+	if err := c.load(hdr); err != nil {
+		return err
+	}
+	c.base().hdr = hdr
+	return nil
+}
+
+// createContainer builds an empty container and enters its name; both or
+// neither. The caller holds catMu and has admitted createCost.
+func (a *Arena) createContainer(c container) error {
+	h := c.base()
+	c.lock()
+	defer c.unlock()
+	a.gate.enter(0)
+	defer a.gate.exit(0)
+	if err := a.writable(); err != nil {
+		return err
+	}
+	hdr, err := c.create()
+	if err != nil {
+		return err
+	}
+	h.hdr = hdr
+	entry := h.entry()
+	if err = a.catalog.putBytes([]byte(h.name), entry.encode()); err == nil {
+		if err = c.load(hdr); err == nil {
+			h.absent.Store(false)
+			return nil
+		}
+		_, undo := a.catalog.deleteBytes([]byte(h.name))
+		err = errors.Join(err, undo)
+	}
+	err = errors.Join(err, c.free())
+	h.hdr = 0
+	return err
+}
+
+// ensure creates a container again that a Rollback has undone. It is called
+// before a change, without locks.
+func (a *Arena) ensure(c container) error {
+	if !c.base().absent.Load() {
+		return nil
+	}
+	if err := a.admit(createCost); err != nil {
+		return err
+	}
+	a.catMu.Lock()
+	defer a.catMu.Unlock()
+	if err := a.check(c.base()); err != nil {
+		return err
+	}
+	if !c.base().absent.Load() {
+		return nil
+	}
+	return a.createContainer(c)
+}
+
+// registered returns the arena's own dicts and the open containers, sorted by
+// name, so that whoever locks them all does so in one order.
+func (a *Arena) registered() []container {
+	a.openMu.Lock()
+	defer a.openMu.Unlock()
+	all := make([]container, 0, len(a.open)+2)
+	for _, c := range a.open {
+		all = append(all, c)
+	}
+	slices.SortFunc(all, func(x, y container) int { return strings.Compare(x.base().name, y.base().name) })
+	return append(all, a.catalog, a.meta)
+}
+
+func (a *Arena) opened(name string) container {
+	a.openMu.Lock()
+	defer a.openMu.Unlock()
+	return a.open[name]
+}
+
+func (a *Arena) register(c container) {
+	a.openMu.Lock()
+	defer a.openMu.Unlock()
+	a.open[c.base().name] = c
+}
+
+func (a *Arena) unregister(name string) {
+	a.openMu.Lock()
+	defer a.openMu.Unlock()
+	a.unregister(name)
+}
+
+// reload has all containers forget what they cached, after a rollback, and
+// lets readers in again. The caller holds all locks but the catalogue's own
+// and has the gate closed.
+func (a *Arena) reload(all []container) error {
+	var failed error
+	for _, c := range all {
+		if c == container(a.catalog) {
+			continue
+		}
+		if err := a.reloadOne(c); err != nil {
+			failed = errors.Join(failed, err)
+			continue
+		}
+		c.base().epoch.Add(1)
+		c.readmit()
+	}
+	return failed
+}
+
+func (a *Arena) reloadOne(c container) error {
+	if c == container(a.meta) {
+		return a.meta.load(a.header.meta)
+	}
+	h := c.base()
+	hdr, err := a.findHeader(h)
+	if err != nil {
+		return err
+	}
+	h.hdr = hdr
+	h.absent.Store(hdr == 0)
+	return c.load(hdr)
+}
+
+// findHeader looks a container up after a rollback. One that was dropped and
+// made anew as another type since the last commit is not that of the handle.
+func (a *Arena) findHeader(h *handle) (pageNo, error) {
+	b, ok, err := a.catalog.getBytes([]byte(h.name))
+	if err != nil || !ok {
+		return 0, err
+	}
+	have, err := decodeEntry(b)
+	if err != nil {
+		return 0, err
+	}
+	if want := h.entry(); !have.sameType(&want) {
+		return 0, mismatch(&have, &want)
+	}
+	return have.hdr, nil
+}
+
+// Containers yields the containers of the arena, sorted by name, without
+// opening them. A fault ends the loop; see [Arena.View].
+func (a *Arena) Containers() iter.Seq[Info] {
+	return func(yield func(Info) bool) {
+		if a.closed() {
+			return
+		}
+		infos, err := a.infos()
+		if err != nil {
+			a.fault(&a.catalog.handle, "containers", 0, err)
+			return
+		}
+		for _, info := range infos {
+			if !yield(info) {
+				return
+			}
+		}
+	}
+}
+
+func (a *Arena) infos() (infos []Info, err error) {
+	a.catMu.Lock()
+	defer a.catMu.Unlock()
+	var failed error
+	err = a.catalog.eachBytes(func(key, val []byte) bool {
+		var info Info
+		if info, failed = a.info(string(key), val); failed == nil {
+			infos = append(infos, info)
+		}
+		return failed == nil
+	})
+	slices.SortFunc(infos, func(x, y Info) int { return strings.Compare(x.Name, y.Name) })
+	return infos, errors.Join(err, failed)
+}
+
+func (a *Arena) info(name string, entry []byte) (Info, error) {
+	e, err := decodeEntry(entry)
+	if err != nil {
+		return Info{}, err
+	}
+	c := a.opened(name)
+	if c == nil {
+		if c, err = a.byEntry(name, &e); err != nil {
+			return Info{}, err
+		}
+	}
+	return Info{Name: name, Kind: e.kind, Key: e.key, Value: e.value, Len: c.length(), Bytes: c.size()}, nil
+}
+
+// byEntry loads a container that need not be open, knowing its types by
+// their signatures only. The caller holds catMu.
+func (a *Arena) byEntry(name string, e *catalogEntry) (container, error) {
+	h := handle{a: a, name: name, kind: e.kind, key: e.key, value: e.value}
+	var c container
+	if e.kind == kindList {
+		c = newListFromFile(&h)
+	} else {
+		c = newDictFromFile(&h)
+	}
+	return c, a.loadContainer(c, e.hdr)
+}
+
+// Drop deletes a container and gives back its space. Its handles are
+// [ErrClosed] from then on. A name that no container has is [ErrNoContainer];
+// inside Update it is [ErrInUpdate].
+func (a *Arena) Drop(name string) error {
+	if a.inUpdate() {
+		return a.opError("drop", nil, 0, ErrInUpdate)
+	}
+	a.turn.Lock()
+	defer a.turn.Unlock()
+	return a.opError("drop", &handle{name: name}, 0, a.drop(name))
+}
+
+func (a *Arena) drop(name string) error {
+	if err := a.writable(); err != nil {
+		return err
+	}
+	// Freeing changes the bitmaps of the allocator, not what is freed.
+	if a.space.private.Load()+createCost > a.limit && !a.opts.NoAutoCommit {
+		if err := a.ownCommit(); err != nil {
+			return err
+		}
+	}
+	a.catMu.Lock()
+	defer a.catMu.Unlock()
+	b, ok, err := a.catalog.getBytes([]byte(name))
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return ErrNoContainer
+	}
+	e, err := decodeEntry(b)
+	if err != nil {
+		return err
+	}
+	c := a.opened(name)
+	if c == nil {
+		if c, err = a.byEntry(name, &e); err != nil {
+			return err
+		}
+	}
+	c.lock()
+	defer c.unlock()
+	a.gate.enter(0)
+	defer a.gate.exit(0)
+	h := c.base()
+	h.state.Store(stateDropped)
+	h.epoch.Add(1)
+	c.turnAway() // for ever
+	a.unregister(name)
+	if _, err := a.catalog.deleteBytes([]byte(name)); err != nil {
+		return err
+	}
+	return c.free()
+}
+
+// Meta returns a copy of the value that SetMeta stored under key.
+func (a *Arena) Meta(key string) ([]byte, bool) {
+	if a.closed() {
+		return nil, false
+	}
+	b, ok, err := a.meta.getBytes([]byte(key))
+	if err != nil {
+		if !errors.Is(err, ErrClosed) {
+			a.fault(&a.meta.handle, "meta", 0, err)
+		}
+		return nil, false
+	}
+	return b, ok
+}
+
+// SetMeta stores a small value of the program's own with the data, such as
+// the version of a schema or the last message applied; it commits with
+// everything else. nil deletes; an empty value is kept. A key of more than 64 KiB or
+// a value of more than 1 GiB is [ErrTooLarge].
+func (a *Arena) SetMeta(key string, value []byte) error {
+	return a.opError("setmeta", nil, 0, a.setMeta(key, value))
+}
+
+func (a *Arena) setMeta(key string, value []byte) error {
+	if err := a.writable(); err != nil {
+		return err
+	}
+	if len(key) > maxKeySize || len(value) > maxValueSize {
+		return fmt.Errorf("%w: key of %d bytes, value of %d", ErrTooLarge, len(key), len(value))
+	}
+	if err := a.admit(createCost + a.costOf(len(value)) + a.costOf(len(key))); err != nil {
+		return err
+	}
+	a.catMu.Lock()
+	defer a.catMu.Unlock()
+	a.gate.enter(0)
+	defer a.gate.exit(0)
+	if err := a.writable(); err != nil {
+		return err
+	}
+	if value == nil {
+		_, err := a.meta.deleteBytes([]byte(key))
+		return err
+	}
+	return a.meta.putBytes([]byte(key), value)
+}
+
+// verify checks that the allocator, the catalogue and every container are
+// consistent, and that each page is owned exactly once.
+func (a *Arena) verify() error {
+	a.catMu.Lock()
+	defer a.catMu.Unlock()
+	var owned []pageRun
+	own := func(p pageNo, n uint32) error {
+		owned = append(owned, pageRun{p, n})
+		return nil
+	}
+	for _, d := range []*dict{a.catalog, a.meta} {
+		if err := d.verify(own); err != nil {
+			return fmt.Errorf("%s: %w", d.name, err)
+		}
+	}
+	var failed error
+	err := a.catalog.eachBytes(func(key, val []byte) bool {
+		failed = a.verifyContainer(string(key), val, own)
+		return failed == nil
+	})
+	if err = errors.Join(err, failed); err != nil {
+		return err
+	}
+	return a.alloc.verify(owned)
+}
+
+func (a *Arena) verifyContainer(name string, entry []byte, own func(pageNo, uint32) error) error {
+	e, err := decodeEntry(entry)
+	if err != nil {
+		return err
+	}
+	c := a.opened(name)
+	if c == nil {
+		if c, err = a.byEntry(name, &e); err != nil {
+			return fmt.Errorf("container %q: %w", name, err)
+		}
+	}
+	if err := c.(interface {
+		verify(func(pageNo, uint32) error) error
+	}).verify(own); err != nil {
+		return fmt.Errorf("container %q: %w", name, err)
+	}
+	return nil
+}

@@ -1,0 +1,633 @@
+package emd
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"math/bits"
+	"sync/atomic"
+	"syscall"
+)
+
+// How a commit, a checkpoint, a rollback and a recovery go. The rules they
+// keep, R1 to R17, are those of the design's CRASH.md; each step names its own.
+
+const (
+	bufferedRecord  = 4 << 20  // larger records go to the log while mutators wait
+	checkpointFresh = 64 << 20 // a commit with more fresh bytes is followed by a checkpoint
+)
+
+// commit makes what has changed durable. The caller holds turn. own says that
+// nobody asked for it.
+func (a *Arena) commit(own bool) error {
+	a.io.Lock()
+	defer a.io.Unlock()
+	if err := a.failure(); err != nil {
+		return err
+	}
+	err := a.commitNow(own)
+	a.lastCommit = err
+	return err
+}
+
+func (a *Arena) commitNow(own bool) error {
+	if a.header.state != headerLive {
+		changed, err := a.hasChanges()
+		if err != nil || !changed {
+			return err
+		}
+		if err := a.goLive(); err != nil {
+			return a.commitError(err)
+		}
+	}
+	c, err := a.capture()
+	if err != nil || c == nil {
+		return a.commitError(err)
+	}
+	if err := a.persist(c); err != nil {
+		return err
+	}
+	a.stats.commits.Add(1)
+	if own {
+		a.stats.ownCommits.Add(1)
+		a.logger().Debug("own commit", "path", a.path, "private", a.space.private.Load())
+	}
+	a.log.writeAhead()
+	if a.log.size() > a.logLimit || c.freshBytes() > checkpointFresh {
+		// This commit is durable whatever happens: a failure stops the arena
+		// and is told by the next change.
+		_ = a.checkpointNow()
+	}
+	return nil
+}
+
+// commitError sorts a failure of a commit before its record: a full disk is
+// ordinary, everything stays as dirty as it was; anything else stops the arena.
+func (a *Arena) commitError(err error) error {
+	var hard *hardError
+	if err == nil || isFull(err) && !errors.As(err, &hard) {
+		return asFull(err)
+	}
+	return a.fail(err)
+}
+
+// A hardError is a failed fsync or truncation: what the file holds is in doubt
+// even if the reason was a full disk.
+type hardError struct{ error }
+
+func (e *hardError) Unwrap() error { return e.error }
+
+func hard(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &hardError{err}
+}
+
+// hasChanges says whether there is anything to commit.
+func (a *Arena) hasChanges() (bool, error) {
+	a.gate.close()
+	defer a.gate.open()
+	a.flush()
+	a.space.sweep()
+	end, _ := a.alloc.usage()
+	return a.space.anyDirty() || end != a.space.border.Load(), nil
+}
+
+// flush has the containers and the allocator write what they keep in memory.
+func (a *Arena) flush() {
+	for _, c := range a.registered() {
+		c.flush()
+	}
+	a.alloc.flush()
+}
+
+// goLive begins the first generation with a log since the file was opened. The log is
+// durable, name included, before the header names it, and the header before
+// a record counts: so a live header without a log is always damage.
+func (a *Arena) goLive() error {
+	if err := a.log.create(a.header.generation); err != nil {
+		return err
+	}
+	return a.nextGeneration(headerLive, logHeader)
+}
+
+// nextGeneration writes the header of a new generation, whose log is empty.
+func (a *Arena) nextGeneration(state uint32, logOff int64) error {
+	h := a.header
+	h.generation++
+	h.needSeq = 0
+	h.state = state
+	h.logOff = logOff
+	h.mark = a.space.border.Load()
+	if err := h.write(a.file); err != nil {
+		return a.fail(err)
+	}
+	a.header = h
+	if state != headerLive {
+		return nil
+	}
+	if err := a.log.begin(h.generation, logOff); err != nil {
+		return a.fail(err)
+	}
+	return nil
+}
+
+// A captured commit: what the closed gate saw, to be made durable after it
+// has opened again.
+type captured struct {
+	rec       record
+	buf       []byte // the record, unless it went to the log at once
+	words     []capturedWord
+	oldBorder uint64
+}
+
+type capturedWord struct {
+	page pageNo
+	mask uint64
+}
+
+func (c *captured) freshBytes() int64 { return int64(c.rec.freshCount) * unitSize }
+
+// capture takes what has changed since the last commit (R4): with the gate
+// closed, fresh bytes are written and become logged pages, and the changed
+// lines are copied. It returns nil when nothing has changed. On error
+// everything is as dirty as before.
+func (a *Arena) capture() (*captured, error) {
+	a.captures.Add(1)
+	a.gate.close()
+	defer a.gate.open()
+	a.flush()
+	a.space.sweep()
+	from := a.space.border.Load()
+	if end, _ := a.alloc.usage(); end == from && !a.space.anyDirty() {
+		return nil, nil
+	}
+	a.alloc.roundUp()
+	a.alloc.flush()
+	to, _ := a.alloc.usage()
+	if err := a.space.writeFresh(from, to); err != nil {
+		return nil, err
+	}
+	if err := a.space.settle(from, to); err != nil {
+		return nil, hard(err)
+	}
+	c := &captured{oldBorder: from}
+	length := int64(recHeader) + int64(to-from)/unitPages*4 + recSum
+	err := a.space.eachDirty(0, from, func(d dirtyPage) error {
+		mask := *d.word
+		c.words = append(c.words, capturedWord{d.no, mask})
+		length += entryHeader + int64(bits.OnesCount64(mask))*lineSize
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	c.rec = record{
+		generation: a.header.generation, seq: a.log.seq + 1, length: length, mark: to,
+		durable: a.log.durable, freshFrom: from, freshCount: uint32((to - from) / unitPages), pages: uint32(len(c.words)),
+	}
+	if a.opts.NoSync || length > bufferedRecord {
+		c.rec.flags |= flagUnsure
+	}
+	if err := a.writeRecord(c); err != nil {
+		return nil, err
+	}
+	for _, w := range c.words {
+		*a.space.dirtyWord(w.page) = 0
+	}
+	a.space.border.Store(to)
+	a.space.sweep()
+	a.alloc.committed()
+	return c, nil
+}
+
+// writeRecord puts the record together: in memory, or, a large one, in the log.
+func (a *Arena) writeRecord(c *captured) error {
+	out := &recordWriter{sum: crc32.New(castagnoli)}
+	if c.rec.length > bufferedRecord {
+		out.log = a.log
+	}
+	out.buf = make([]byte, 0, min(c.rec.length, bufferedRecord))
+	le := binary.LittleEndian
+	if err := out.write(c.rec.encode(a.header.id)); err != nil {
+		return err
+	}
+	var word [entryHeader]byte
+	for _, sum := range a.space.freshSums(nil, c.rec.freshFrom, c.rec.mark) {
+		le.PutUint32(word[:], sum)
+		if err := out.write(word[:4]); err != nil {
+			return err
+		}
+	}
+	for _, w := range c.words {
+		le.PutUint32(word[:], w.page)
+		le.PutUint32(word[4:], 0)
+		le.PutUint64(word[8:], w.mask)
+		if err := out.write(word[:]); err != nil {
+			return err
+		}
+		p := a.space.page(w.page)
+		for m := w.mask; m != 0; {
+			first := bits.TrailingZeros64(m)
+			n := bits.TrailingZeros64(^(m >> first))
+			if err := out.write(p[first*lineSize : (first+n)*lineSize]); err != nil {
+				return err
+			}
+			m &^= allLines >> (64 - n) << first
+		}
+	}
+	if err := out.finish(); err != nil {
+		return err
+	}
+	if out.log == nil { // whole pages: the kernel need not read any first
+		c.buf = append(out.buf, make([]byte, -len(out.buf)&(pageSize-1))...)
+	}
+	return nil
+}
+
+// A recordWriter sums a record and gathers it; into the log, if that is set.
+type recordWriter struct {
+	log *redoLog
+	buf []byte
+	at  int64 // bytes written to the log already
+	sum interface {
+		io.Writer
+		Sum32() uint32
+	}
+}
+
+func (w *recordWriter) write(b []byte) error {
+	w.sum.Write(b)
+	return w.add(b)
+}
+
+func (w *recordWriter) add(b []byte) error {
+	if w.log != nil && len(w.buf)+len(b) > cap(w.buf) {
+		if err := w.flush(); err != nil {
+			return err
+		}
+	}
+	w.buf = append(w.buf, b...)
+	return nil
+}
+
+func (w *recordWriter) flush() error {
+	if err := w.log.write(w.buf, w.at); err != nil {
+		return err
+	}
+	w.at += int64(len(w.buf))
+	w.buf = w.buf[:0]
+	return nil
+}
+
+func (w *recordWriter) finish() error {
+	if err := w.add(binary.LittleEndian.AppendUint32(nil, w.sum.Sum32())); err != nil || w.log == nil {
+		return err
+	}
+	return w.flush()
+}
+
+// persist makes a captured commit durable: fresh bytes first, then the record
+// that refers to them.
+func (a *Arena) persist(c *captured) error {
+	if c.rec.freshCount > 0 && !a.opts.NoSync {
+		if err := a.file.Sync(); err != nil {
+			return a.fail(err)
+		}
+	}
+	if c.buf != nil {
+		if err := a.log.write(c.buf, 0); err != nil {
+			if !isFull(err) {
+				return a.fail(err)
+			}
+			a.uncapture(c)
+			return asFull(err)
+		}
+	}
+	a.log.accept(c.rec.length)
+	if a.opts.NoSync {
+		return nil
+	}
+	if err := a.log.sync(); err != nil {
+		return a.fail(err)
+	}
+	return nil
+}
+
+// uncapture makes what was captured dirty again: its record found no room.
+func (a *Arena) uncapture(c *captured) {
+	a.gate.close()
+	defer a.gate.open()
+	a.space.border.Store(c.oldBorder)
+	for _, w := range c.words {
+		a.space.touch(w.page, w.mask)
+	}
+	end, _ := a.alloc.usage()
+	a.space.recountFresh(end)
+}
+
+// dirtyWord returns the entry of a page in the dirty map.
+func (s *space) dirtyWord(p pageNo) *uint64 {
+	c, in := s.chunkOf(uint64(p))
+	return &c.lines[in]
+}
+
+// recountFresh counts the private pages from the border on, which has moved
+// down, anew.
+func (s *space) recountFresh(end uint64) {
+	fresh := int64(0)
+	for p := s.border.Load(); p < end; {
+		c, in := s.chunkOf(p)
+		n := pageNo(min(end-p, uint64(s.mask)+1-uint64(in)))
+		for o := in >> s.osShift; o < (in+n)>>s.osShift; o++ {
+			fresh += int64(atomic.LoadUint64(&c.owned[o>>6]) >> (o & 63) & 1)
+		}
+		p += uint64(n)
+	}
+	s.fresh.Store(fresh * s.osPageBytes())
+}
+
+// checkpoint writes what the log holds to the file and starts the next
+// generation of the log.
+func (a *Arena) checkpoint() error {
+	a.io.Lock()
+	defer a.io.Unlock()
+	if err := a.failure(); err != nil {
+		return err
+	}
+	return a.checkpointNow()
+}
+
+func (a *Arena) checkpointNow() error {
+	if a.header.state != headerLive || a.log.seq == 0 {
+		return nil
+	}
+	a.gate.close()
+	defer a.gate.open()
+	if err := a.applyOwnLog(); err != nil {
+		return err
+	}
+	size := a.log.size()
+	if err := a.nextGeneration(headerLive, nextStart(a.log.start, a.log.tail, minAreaSize)); err != nil {
+		return err
+	}
+	a.stats.checkpoints.Add(1)
+	a.logger().Debug("checkpoint", "path", a.path, "log", size)
+	return a.afterCheckpoint()
+}
+
+// applyOwnLog brings the file up to the last commit (R6, steps 1 and 2). The
+// gate is closed; only committed bytes are written, those of the log.
+func (a *Arena) applyOwnLog() error {
+	if a.opts.NoSync {
+		if err := errors.Join(a.file.Sync(), a.log.sync()); err != nil {
+			return a.fail(err)
+		}
+	}
+	h := a.header
+	h.needSeq = a.log.seq
+	if err := h.write(a.file); err != nil {
+		return a.fail(err)
+	}
+	a.header = h
+	recs, err := a.log.records(a.header.id)
+	if err != nil {
+		return a.fail(err)
+	}
+	if err := applyLog(a.log.f, a.file, recs); err != nil {
+		return a.fail(err)
+	}
+	if err := a.file.Sync(); err != nil {
+		return a.fail(err)
+	}
+	return nil
+}
+
+// afterCheckpoint gives back what the file now holds: private memory, and
+// disk space freed for good.
+func (a *Arena) afterCheckpoint() error {
+	if err := a.space.dropClean(); err != nil {
+		return a.fail(err)
+	}
+	if end, _ := a.alloc.usage(); !a.space.anyDirty() && end == a.space.border.Load() {
+		a.alloc.punch()
+	}
+	return nil
+}
+
+// records returns the headers of the records that this log has accepted.
+func (l *redoLog) records(id fileID) ([]record, error) {
+	var recs []record
+	for off := l.start; off < l.tail; {
+		r, ok, err := readRecord(l.f, id, off, l.tail)
+		if err != nil {
+			return nil, err
+		}
+		if ok = ok && r.generation == l.generation && r.seq == uint64(len(recs))+1; ok {
+			if ok, err = r.whole(l.f); err != nil {
+				return nil, err
+			}
+		}
+		if !ok {
+			return nil, corrupt("record %d of the log has changed on disk", len(recs)+1)
+		}
+		recs = append(recs, r)
+		off += (r.length + pageSize - 1) &^ (pageSize - 1)
+	}
+	return recs, nil
+}
+
+// rollback brings memory back to the last commit (R17): each changed page gets
+// the bytes of the file, then those of the live log. The caller holds turn.
+func (a *Arena) rollback() error {
+	a.io.Lock()
+	defer a.io.Unlock()
+	a.catMu.Lock()
+	defer a.catMu.Unlock()
+	all := a.registered()
+	for _, c := range all {
+		c.lock()
+	}
+	a.gate.close()
+	defer func() {
+		a.gate.open()
+		for _, c := range all {
+			if c != container(a.catalog) {
+				c.unlock()
+			}
+		}
+	}()
+	for _, c := range all {
+		c.turnAway()
+	}
+	err := a.restore()
+	if err == nil {
+		a.catalog.readmit() // to find the others; catMu keeps writers away
+	}
+	a.catalog.unlock()
+	if err == nil {
+		err = a.reload(all)
+	}
+	if err != nil {
+		// Readers stay turned away: memory is neither old nor new.
+		a.status.Or(statusBroken)
+		return a.fail(err)
+	}
+	return nil
+}
+
+func (a *Arena) restore() error {
+	if err := a.restorePages(); err != nil {
+		return err
+	}
+	if err := a.alloc.rolledBack(a.space.border.Load()); err != nil {
+		return err
+	}
+	return a.catalog.load(a.header.catalog)
+}
+
+func (a *Arena) restorePages() error {
+	end, _ := a.alloc.usage()
+	err := a.space.eachDirty(0, end, func(d dirtyPage) error {
+		b := a.space.page(d.no)
+		n, err := a.file.ReadAt(b[:], int64(d.no)<<pageShift)
+		if err == io.EOF {
+			clear(b[n:])
+			err = nil
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if a.header.state == headerLive {
+		recs, err := a.log.records(a.header.id)
+		if err != nil {
+			return err
+		}
+		for i := range recs {
+			err := recs[i].eachEntry(a.log.f, func(e entry) error {
+				if *a.space.dirtyWord(e.page) != 0 {
+					e.overlay(a.space.page(e.page))
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+		}
+	}
+	err = a.space.eachDirty(0, end, func(d dirtyPage) error { *d.word = 0; return nil })
+	a.space.sweep()
+	return err
+}
+
+// recoverLog applies what a crash left in the log to the file (R7) and leaves
+// a clean state. What it reads may be in the page cache only, after a kill or
+// a failed fsync. So it first makes the file and its header durable, the latter by
+// writing it again; then it copies the records to another place of the log and
+// makes them durable there, before a page of the file changes.
+func recoverLog(log, main file, h *header, recs []record) error {
+	if err := main.Sync(); err != nil {
+		return err
+	}
+	if err := h.write(main); err != nil || h.state == headerClean {
+		return err
+	}
+	if len(recs) > 0 {
+		last := &recs[len(recs)-1]
+		start, tail := h.logOff, (last.off+last.length+pageSize-1)&^(pageSize-1)
+		to := nextStart(start, tail, tail-start)
+		if err := copyRecords(log, start, to, tail-start); err != nil {
+			return err
+		}
+		if err := log.Sync(); err != nil {
+			return err
+		}
+		if h.needSeq == 0 {
+			if err := secureFresh(log, main, recs); err != nil {
+				return err
+			}
+		}
+		h.logOff, h.needSeq = to, last.seq
+		if err := h.write(main); err != nil {
+			return err
+		}
+		for i := range recs {
+			recs[i].off += to - start
+		}
+		if err := applyLog(log, main, recs); err != nil {
+			return err
+		}
+		if err := main.Sync(); err != nil {
+			return err
+		}
+		h.mark = last.mark
+	}
+	h.generation++
+	h.state, h.needSeq, h.logOff = headerClean, 0, 0
+	return h.write(main)
+}
+
+// replay lays the records over private memory, for an arena that may write
+// nothing.
+func (a *Arena) replay(log file, recs []record) error {
+	for i := range recs {
+		err := recs[i].eachEntry(log, func(e entry) error {
+			e.overlay(a.space.page(e.page))
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fail stops the arena (R8): reads go on, every change and commit returns err
+// from now on. No failed fsync is tried again: the second one would succeed
+// although the data is gone.
+func (a *Arena) fail(err error) error {
+	if err == nil {
+		return nil
+	}
+	err = asFull(err)
+	if a.failed.CompareAndSwap(nil, &err) {
+		a.status.Or(statusFailed)
+		a.logger().Error("arena stopped; open it again", "path", a.path, "err", err)
+	}
+	return *a.failed.Load()
+}
+
+func (a *Arena) failure() error {
+	if err := a.failed.Load(); err != nil {
+		return fmt.Errorf("stopped by an earlier failure, open the file again: %w", *err)
+	}
+	return nil
+}
+
+// isFull says that a disk or quota is used up, or the file as long as it may be.
+func isFull(err error) bool {
+	if errors.Is(err, ErrFull) {
+		return true
+	}
+	for _, full := range fullErrors {
+		if errors.Is(err, full) {
+			return true
+		}
+	}
+	return false
+}
+
+var fullErrors = []error{syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG}
+
+// asFull makes such an error match ErrFull too.
+func asFull(err error) error {
+	if err == nil || errors.Is(err, ErrFull) || !isFull(err) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrFull, err)
+}

@@ -1,0 +1,5 @@
+//go:build !race
+
+package emd
+
+const raceEnabled = false

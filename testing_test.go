@@ -1,0 +1,104 @@
+package emd
+
+import (
+	"bytes"
+	"io"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// testOptions choose how a test arena is made. The zero value is mapped
+// memory with the default limits; under the race detector it is heap memory,
+// which the detector sees.
+type testOptions struct {
+	internalOptions
+	opts Options
+}
+
+// tiny are limits that make every path run: checkpoints, own commits, spills,
+// chunks that end.
+func tiny() testOptions {
+	return testOptions{internalOptions: internalOptions{
+		chunkSize: minChunkSize, far: true, dirtyLimit: 512 << 10, logLimit: 64 << 10,
+	}}
+}
+
+// testArena returns an arena in a file of its own, which is closed, and must
+// be consistent, when the test ends.
+func testArena(t testing.TB, o testOptions) *Arena {
+	t.Helper()
+	return reopen(t, filepath.Join(t.TempDir(), "test.emd"), o)
+}
+
+// reopen is testArena for a file of the test's own.
+func reopen(t testing.TB, path string, o testOptions) *Arena {
+	t.Helper()
+	o.heap = o.heap || raceEnabled
+	a, err := openWith(path, &o.opts, o.internalOptions)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		if !a.closed() {
+			require.NoError(t, a.verify())
+		}
+		require.NoError(t, a.Close())
+	})
+	return a
+}
+
+// verifyMemory compares every page that has no changed line with the file and
+// the log: a difference is a store that nobody marked.
+func (a *Arena) verifyMemory() error {
+	a.io.Lock()
+	defer a.io.Unlock()
+	a.gate.close()
+	defer a.gate.open()
+	lines := map[pageNo]*page{}
+	if a.header.state == headerLive && a.log.f != nil {
+		recs, err := a.log.records(a.header.id)
+		if err != nil {
+			return err
+		}
+		for i := range recs {
+			err := recs[i].eachEntry(a.log.f, func(e entry) error {
+				b, err := a.filePage(lines[e.page], e.page)
+				if err != nil {
+					return err
+				}
+				lines[e.page] = b
+				e.overlay(b)
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+		}
+	}
+	end, _ := a.alloc.usage()
+	for p := pageNo(slotPages); uint64(p) < end; p++ {
+		want, err := a.filePage(lines[p], p)
+		if err != nil {
+			return err
+		}
+		word := *a.space.dirtyWord(p)
+		have := a.space.page(p)
+		for l := 0; l < 64; l++ {
+			if word>>l&1 == 0 && !bytes.Equal(have[l*lineSize:][:lineSize], want[l*lineSize:][:lineSize]) {
+				return corruptAt(uint64(p)<<pageShift+uint64(l*lineSize), "page %d line %d changed without a mark", p, l)
+			}
+		}
+	}
+	return nil
+}
+
+func (a *Arena) filePage(have *page, p pageNo) (*page, error) {
+	if have != nil {
+		return have, nil
+	}
+	b := new(page)
+	if _, err := a.file.ReadAt(b[:], int64(p)<<pageShift); err != nil && err != io.EOF {
+		return nil, err
+	}
+	return b, nil
+}
