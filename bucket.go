@@ -1,0 +1,918 @@
+package emd
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math/bits"
+	"unsafe"
+)
+
+// A bucket is one page of a dict. It begins with a header:
+//
+//	0        8       9       10      12     16     20     22       23   24
+//	+--------+-------+-------+-------+------+------+------+--------+----+----
+//	| prefix | depth | flags | count | next | link | heap | groups | 0  | ...
+//	+--------+-------+-------+-------+------+------+------+--------+----+----
+//
+// The hashes of all its entries agree with prefix in their upper depth bits.
+// next is the overflow page that continues the bucket, and link numbers the
+// pages of such a chain, rising. count (of entries; not kept by lines), heap
+// and groups are explained below.
+//
+// A bucket has slots in groups. An entry's home is the group that the low bits
+// of its hash choose; it lies there or, when that was full, in one of the
+// groups that follow, all full up to the entry's. So a search goes from the
+// home on and ends at a group with an empty slot. Deleting keeps that true by
+// moving entries back: there are no tombstones. There are three layouts of
+// the rest of the page, chosen once for a dict from the sizes of its types.
+//
+// Lines, for keys of 4 or 8 bytes whose entries have 8, 16 or 32: a group is
+// a line of 64 bytes full of slots, key first, and keys are compared directly:
+// a search waits for one cache line. The key 0 means an empty slot, and slots
+// of a line fill from the left. The value of the real key 0 lies in the header:
+//
+//	0        24  32           60    64     128                  4096
+//	+--------+---+------------+-----+------+------+---- ... ----+
+//	| header | 0 | value of 0 |  0  | line | line |             |
+//	+--------+---+------------+-----+------+------+---- ... ----+
+//
+// The header does not change when an entry comes or goes, so a Set writes one
+// line. A bucket splits when an entry would lie further than maxDistance lines
+// from home.
+//
+// Control, for other entries of fixed size up to 512 bytes: a group is a word
+// of eight control bytes, compared all at once (Abseil's Swiss tables); each
+// is 0x80 | 7 bits of the entry's hash, 0 for an empty slot, 1 where the page
+// has no slot left for the byte. The slots follow the words:
+//
+//	0        24                    slotsOff                     4096
+//	+--------+-----+-----+-- ... --+------+------+---- ... -----+
+//	| header | g 0 | g 1 |         | slot | slot |              |
+//	+--------+-----+-----+-- ... --+------+------+---- ... -----+
+//
+// Slotted, for everything else: groups of eight control bytes and eight
+// offsets of 2 bytes; the entries lie in a heap that grows down from the end of
+// the page to the offset heap. Groups are added and removed by rebuilding the
+// page, which also squeezes out the entries that were replaced.
+//
+//	0        24            48                     heap          4096
+//	+--------+-------------+-------------+-- ... --+-----+------+
+//	| header | 8 ctl 8 off | 8 ctl 8 off |  free   | entry ...  |
+//	+--------+-------------+-------------+-- ... --+-----+------+
+//
+// An entry there is: if keys vary in size, uvarint(2*size + far); the same for
+// the value; then key and value, or in place of a far one its ref (8 bytes):
+// a record of the container. See slottedForm for what is far.
+const (
+	bucketPrefixOff = 0
+	bucketDepthOff  = bucketPrefixOff + 8
+	bucketFlagsOff  = bucketDepthOff + 1
+	bucketCountOff  = bucketFlagsOff + 1
+	bucketNextOff   = bucketCountOff + 2
+	bucketLinkOff   = bucketNextOff + 4
+	bucketHeapOff   = bucketLinkOff + 4
+	bucketGroupsOff = bucketHeapOff + 2
+	bucketHeader    = bucketGroupsOff + 2
+
+	zeroValueOff = 32 // value of key 0 in lines
+	zeroValueMax = 28
+
+	flagZero = 1 << 0 // the key 0 is present
+
+	lineCount   = pageSize/lineSize - 1 // groups of lines
+	maxDistance = 6                     // see BenchmarkEMDictLoad for what it costs and saves
+
+	maxGroups = 128 // of a slotted bucket: leaves room for the largest entry
+
+	ctrlEmpty  = 0x00
+	ctrlNone   = 0x01
+	ctrlGroup  = 8
+	slotGroup  = ctrlGroup + 2*ctrlGroup
+	maxSlotted = 512 // bytes of an entry in a page
+	farSize    = 8   // a ref
+	maxNearKey = 480 // longer keys are far
+)
+
+const (
+	_ = uint(-(bucketHeader % 8))
+	_ = uint(zeroValueOff - bucketHeader)
+	_ = uint(lineSize - zeroValueOff - zeroValueMax)
+)
+
+// bucket is a page seen as one of the pages of a bucket.
+type bucket page
+
+func (b *bucket) prefix() uint64     { return binary.LittleEndian.Uint64(b[bucketPrefixOff:]) }
+func (b *bucket) setPrefix(v uint64) { binary.LittleEndian.PutUint64(b[bucketPrefixOff:], v) }
+func (b *bucket) depth() int         { return int(b[bucketDepthOff]) }
+func (b *bucket) setDepth(v int)     { b[bucketDepthOff] = uint8(v) }
+func (b *bucket) hasZero() bool      { return b[bucketFlagsOff]&flagZero != 0 }
+func (b *bucket) count() int         { return int(binary.LittleEndian.Uint16(b[bucketCountOff:])) }
+func (b *bucket) setCount(v int)     { binary.LittleEndian.PutUint16(b[bucketCountOff:], uint16(v)) }
+func (b *bucket) next() pageNo       { return binary.LittleEndian.Uint32(b[bucketNextOff:]) }
+func (b *bucket) setNext(v pageNo)   { binary.LittleEndian.PutUint32(b[bucketNextOff:], v) }
+func (b *bucket) link() uint32       { return binary.LittleEndian.Uint32(b[bucketLinkOff:]) }
+func (b *bucket) setLink(v uint32)   { binary.LittleEndian.PutUint32(b[bucketLinkOff:], v) }
+func (b *bucket) heap() int          { return int(binary.LittleEndian.Uint16(b[bucketHeapOff:])) }
+func (b *bucket) setHeap(v int)      { binary.LittleEndian.PutUint16(b[bucketHeapOff:], uint16(v)) }
+func (b *bucket) groups() int        { return int(b[bucketGroupsOff]) }
+func (b *bucket) setGroups(v int)    { b[bucketGroupsOff] = uint8(v) }
+
+// word returns the 8 bytes at off, which lie in the page. A plain index would
+// check that; it costs a fifth of a lookup.
+func (b *bucket) word(off int) uint64 {
+	return binary.LittleEndian.Uint64((*[8]byte)(unsafe.Add(unsafe.Pointer(b), off))[:])
+}
+
+func (b *bucket) setWord(off int, v uint64) {
+	binary.LittleEndian.PutUint64((*[8]byte)(unsafe.Add(unsafe.Pointer(b), off))[:], v)
+}
+
+type layoutKind uint8
+
+const (
+	layoutLines layoutKind = 1 + iota
+	layoutControl
+	layoutSlotted
+)
+
+// A layout says how the entries of one dict lie in its buckets. Slots are
+// numbered by an index; lines number the key 0 last.
+type layout struct {
+	kind     layoutKind
+	keySize  int // -1: varies
+	valSize  int // -1: varies
+	slot     int // bytes of a slot; slotted: 0
+	perGroup int
+	groups   int  // slotted: see bucket.groups
+	slots    int  // that exist; slotted: 0
+	slotsOff int  // of slot 0
+	limit    int  // control: entries at which a bucket splits
+	farKey   bool // keys of fixed size that lie in records
+	farVal   bool // of fixed size, likewise
+}
+
+// layoutFor chooses the layout for keys and values of these sizes, -1 for
+// those that vary.
+func layoutFor(keySize, valSize int) *layout {
+	l := &layout{keySize: keySize, valSize: valSize, perGroup: ctrlGroup}
+	size := keySize + valSize
+	switch fixed := keySize >= 0 && valSize >= 0; {
+	case fixed && (keySize == 4 || keySize == 8) && (size == 8 || size == 16 || size == 32):
+		l.kind, l.slot, l.perGroup, l.groups = layoutLines, size, lineSize/size, lineCount
+		l.slots, l.slotsOff = l.perGroup*l.groups, lineSize
+	case fixed && size <= maxSlotted && size > 0:
+		n := (pageSize - bucketHeader) / (1 + size)
+		for bucketHeader+groupsFor(n)*ctrlGroup+n*size > pageSize {
+			n--
+		}
+		l.kind, l.slot, l.slots, l.groups = layoutControl, size, n, groupsFor(n)
+		l.slotsOff, l.limit = pageSize-n*size, max(1, n*7/8)
+	default:
+		l.kind = layoutSlotted
+		l.farKey = keySize > maxNearKey
+		near := 2
+		if keySize >= 0 && !l.farKey {
+			near += keySize
+		} else {
+			near += farSize
+		}
+		l.farVal = valSize > maxSlotted-near
+	}
+	return l
+}
+
+func groupsFor(slots int) int { return (slots + ctrlGroup - 1) / ctrlGroup }
+
+// format makes a zeroed page an empty bucket. groups is for slotted ones.
+func (l *layout) format(b *bucket, prefix uint64, depth, groups int) {
+	b.setPrefix(prefix)
+	b.setDepth(depth)
+	switch l.kind {
+	case layoutControl:
+		for i := l.slots; i < l.groups*ctrlGroup; i++ {
+			b[bucketHeader+i] = ctrlNone
+		}
+	case layoutSlotted:
+		b.setHeap(pageSize)
+		b.setGroups(groups)
+	}
+}
+
+// clear empties a bucket, but for its place in the directory and the chain.
+func (l *layout) clear(b *bucket, groups int) {
+	clear(b[bucketHeader:])
+	b[bucketFlagsOff] = 0
+	b.setCount(0)
+	l.format(b, b.prefix(), b.depth(), groups)
+}
+
+// groupsOf returns the number of groups, at least 1 and no more than the page
+// can hold, whatever its bytes.
+func (l *layout) groupsOf(b *bucket) int {
+	if l.kind != layoutSlotted {
+		return l.groups
+	}
+	return min(max(b.groups(), 1), (pageSize-bucketHeader)/slotGroup)
+}
+
+// slotsOf returns the number of slots.
+func (l *layout) slotsOf(b *bucket) int {
+	if l.kind == layoutSlotted {
+		return l.groupsOf(b) * ctrlGroup
+	}
+	return l.slots
+}
+
+// home returns the group at which the search for a hash begins.
+func home(h uint64, groups int) int { return int(uint64(uint32(h)) * uint64(groups) >> 32) }
+
+func fingerprint(h uint64) uint8 { return 0x80 | uint8(h) }
+
+// slotOff returns where slot i lies; in lines also the one of key 0, as if its
+// key lay before its value.
+func (l *layout) slotOff(i int) int {
+	if i == l.slots && l.kind == layoutLines {
+		return zeroValueOff - l.keySize
+	}
+	return l.slotsOff + i*l.slot
+}
+
+// ctrlOff returns where the control byte of slot i lies.
+func (l *layout) ctrlOff(i int) int {
+	if l.kind == layoutSlotted {
+		return bucketHeader + i/ctrlGroup*slotGroup + i%ctrlGroup
+	}
+	return bucketHeader + i
+}
+
+// entryOff returns where the entry of a slotted bucket's slot lies.
+func entryOff(b *bucket, i int) int {
+	return int(binary.LittleEndian.Uint16(b[entryOffOff(i):]))
+}
+
+func entryOffOff(i int) int {
+	return bucketHeader + i/ctrlGroup*slotGroup + ctrlGroup + i%ctrlGroup*2
+}
+
+// ctrlWord returns the control bytes of a group.
+func (l *layout) ctrlWord(b *bucket, g int) uint64 {
+	stride := ctrlGroup
+	if l.kind == layoutSlotted {
+		stride = slotGroup
+	}
+	return b.word(bucketHeader + g*stride)
+}
+
+const (
+	lowBits  = 0x0101010101010101
+	highBits = 0x8080808080808080
+)
+
+// matches returns a bit in each byte of w that may equal c: the lowest is
+// right, those above may be one off.
+func matches(w uint64, c uint8) uint64 {
+	x := w ^ lowBits*uint64(c)
+	return (x - lowBits) &^ x & highBits
+}
+
+// empties returns a bit in each byte of w that is ctrlEmpty.
+func empties(w uint64) uint64 { return ^(w | w<<7) & highBits }
+
+// lineKey returns the key in the line slot at off.
+func (l *layout) lineKey(b *bucket, off int) uint64 {
+	w := b.word(off)
+	if l.keySize == 4 {
+		return uint64(uint32(w))
+	}
+	return w
+}
+
+// find returns the slot that holds key; or, with found false, the first empty
+// slot of its search, -1 if there is none. distance is how far from home that is.
+func (d *dict) find(b *bucket, h uint64, key []byte) (i, distance int, found bool) {
+	l := d.layout
+	if l.kind == layoutLines {
+		return l.findLine(b, h, keyWord(key))
+	}
+	groups := l.groupsOf(b)
+	g := home(h, groups)
+	for distance = range groups {
+		w := l.ctrlWord(b, g)
+		for m := matches(w, fingerprint(h)); m != 0; m &= m - 1 {
+			i := g*ctrlGroup + bits.TrailingZeros64(m)/8
+			if i < l.slotsOf(b) && d.equal(b, i, key) {
+				return i, distance, true
+			}
+		}
+		if m := empties(w); m != 0 {
+			return g*ctrlGroup + bits.TrailingZeros64(m)/8, distance, false
+		}
+		if g++; g == groups {
+			g = 0
+		}
+	}
+	return -1, groups, false
+}
+
+func (l *layout) findLine(b *bucket, h, key uint64) (i, distance int, found bool) {
+	if key == 0 {
+		return l.slots, 0, b.hasZero()
+	}
+	line := 1 + home(h, lineCount)
+	for distance = range lineCount {
+		for off := line * lineSize; off < (line+1)*lineSize; off += l.slot {
+			switch l.lineKey(b, off) {
+			case key:
+				return (off - lineSize) / l.slot, distance, true
+			case 0:
+				return (off - lineSize) / l.slot, distance, false
+			}
+		}
+		if line++; line > lineCount {
+			line = 1
+		}
+	}
+	return -1, lineCount, false
+}
+
+// keyWord returns a key of lines as a number.
+func keyWord(key []byte) uint64 {
+	if len(key) == 8 {
+		return binary.LittleEndian.Uint64(key)
+	}
+	return uint64(binary.LittleEndian.Uint32(key))
+}
+
+// equal says whether slot i holds key. What cannot be read does not.
+func (d *dict) equal(b *bucket, i int, key []byte) bool {
+	l := d.layout
+	if l.kind == layoutControl {
+		off := l.slotsOff + i*l.slot
+		return bytes.Equal(b[off:off+l.keySize], key)
+	}
+	e, ok := l.entry(b, entryOff(b, i))
+	if !ok {
+		return false
+	}
+	if !e.keyFar {
+		return bytes.Equal(b[e.key:e.key+e.keyLen], key)
+	}
+	x := b.refAt(e.key)
+	if x.len() != len(key) {
+		return false
+	}
+	far, err := d.recs.bytes(x)
+	return err == nil && bytes.Equal(far, key)
+}
+
+// A slottedEntry is an entry of a slotted bucket: where key and value, or
+// their refs, lie in the page.
+type slottedEntry struct {
+	key, keyLen int
+	val, valLen int
+	end         int
+	keyFar      bool
+	valFar      bool
+}
+
+// entry reads the entry at off, and says whether it lies in the page.
+func (l *layout) entry(b *bucket, off int) (e slottedEntry, ok bool) {
+	if off < bucketHeader {
+		return e, false
+	}
+	e.keyLen, e.keyFar = l.keySize, l.farKey
+	if l.keySize < 0 {
+		if e.keyLen, e.keyFar, off = b.size(off); off < 0 {
+			return e, false
+		}
+	} else if l.farKey {
+		e.keyLen = farSize
+	}
+	e.valLen, e.valFar = l.valSize, l.farVal
+	if l.valSize < 0 {
+		if e.valLen, e.valFar, off = b.size(off); off < 0 {
+			return e, false
+		}
+	} else if l.farVal {
+		e.valLen = farSize
+	}
+	e.key = off
+	e.val = off + e.keyLen
+	e.end = e.val + e.valLen
+	return e, e.end <= pageSize
+}
+
+// size reads a uvarint of a size and its far bit, and returns the offset
+// behind it, -1 if there is no such number. A far part takes farSize.
+func (b *bucket) size(off int) (n int, far bool, next int) {
+	if off+2 > pageSize {
+		// A size of one byte may be the last byte of the page.
+		if off >= pageSize || b[off] >= 0x80 {
+			return 0, false, -1
+		}
+	}
+	v := int(b[off])
+	off++
+	if v >= 0x80 {
+		v = v&0x7f | int(b[off])<<7
+		off++
+	}
+	if v&1 != 0 {
+		return farSize, true, off
+	}
+	return v >> 1, false, off
+}
+
+func (b *bucket) refAt(off int) ref { return ref(binary.LittleEndian.Uint64(b[off:])) }
+
+// A slottedForm says how a key and a value of some sizes are stored in a
+// slotted bucket. A key is far from maxNearKey bytes on, or where only the key
+// can make room for a value of fixed size; a value, where the entry would
+// pass maxSlotted. So the form of a key depends on its size alone.
+type slottedForm struct {
+	keyFar, valFar bool
+	size           int // of the entry
+}
+
+func (l *layout) form(keyLen, valLen int) slottedForm {
+	f := slottedForm{keyFar: l.farKey, valFar: l.farVal}
+	part := func(n, fixed int, far bool) int {
+		size := n
+		if far {
+			size = farSize
+		}
+		if fixed < 0 {
+			size += sizeLen(n, far)
+		}
+		return size
+	}
+	value := 0
+	if l.valSize >= 0 {
+		value = part(valLen, l.valSize, f.valFar)
+	}
+	if l.keySize < 0 {
+		f.keyFar = keyLen > maxNearKey || part(keyLen, -1, false)+value > maxSlotted
+	}
+	key := part(keyLen, l.keySize, f.keyFar)
+	if l.valSize < 0 {
+		f.valFar = key+part(valLen, -1, false) > maxSlotted
+	}
+	f.size = key + part(valLen, l.valSize, f.valFar)
+	return f
+}
+
+// sizeLen returns the bytes that the size of a part takes.
+func sizeLen(n int, far bool) int {
+	if far || n < 64 {
+		return 1
+	}
+	return 2
+}
+
+// appendSize appends what bucket.size reads.
+func appendSize(dst []byte, n int, far bool) []byte {
+	if far {
+		return append(dst, 1)
+	}
+	return binary.AppendUvarint(dst, uint64(n)<<1)
+}
+
+// appendEntry appends an entry of the given form; refs stand in for far parts.
+func (l *layout) appendEntry(dst []byte, f slottedForm, key, val []byte, keyRef, valRef ref) []byte {
+	if l.keySize < 0 {
+		dst = appendSize(dst, len(key), f.keyFar)
+	}
+	if l.valSize < 0 {
+		dst = appendSize(dst, len(val), f.valFar)
+	}
+	if f.keyFar {
+		dst = binary.LittleEndian.AppendUint64(dst, uint64(keyRef))
+	} else {
+		dst = append(dst, key...)
+	}
+	if f.valFar {
+		return binary.LittleEndian.AppendUint64(dst, uint64(valRef))
+	}
+	return append(dst, val...)
+}
+
+// used says whether slot i holds an entry.
+func (l *layout) used(b *bucket, i int) bool {
+	if l.kind != layoutLines {
+		return b[l.ctrlOff(i)] >= 0x80
+	}
+	if i == l.slots {
+		return b.hasZero()
+	}
+	return l.lineKey(b, l.slotOff(i)) != 0
+}
+
+// next returns the first used slot from i on, -1 if there is none.
+func (l *layout) next(b *bucket, i int) int {
+	n := l.slotsOf(b)
+	if l.kind == layoutLines {
+		n++
+	}
+	for ; i < n; i++ {
+		if l.used(b, i) {
+			return i
+		}
+	}
+	return -1
+}
+
+// free says whether a group has an empty slot.
+func (l *layout) free(b *bucket, g int) bool {
+	if l.kind == layoutLines {
+		return l.lineKey(b, (g+2)*lineSize-l.slot) == 0
+	}
+	return empties(l.ctrlWord(b, g)) != 0
+}
+
+// countAtLeast counts the entries of a page, stopping at n.
+func (l *layout) countAtLeast(b *bucket, n int) (c int) {
+	if l.kind != layoutLines {
+		return b.count()
+	}
+	if b.hasZero() {
+		c++
+	}
+	for line := lineSize; line < pageSize && c < n; line += lineSize {
+		for off := line; off < line+lineSize && l.lineKey(b, off) != 0; off += l.slot {
+			c++
+		}
+	}
+	return c
+}
+
+// keyAt returns the key of slot i: memory of the page or of a record, or for
+// the key 0, zeros.
+func (d *dict) keyAt(b *bucket, i int) ([]byte, error) {
+	l := d.layout
+	if l.kind != layoutSlotted {
+		if i == l.slots {
+			return make([]byte, l.keySize), nil
+		}
+		off := l.slotOff(i)
+		return b[off : off+l.keySize : off+l.keySize], nil
+	}
+	e, ok := l.entry(b, entryOff(b, i))
+	switch {
+	case !ok:
+		return nil, corrupt("entry passes the end of its bucket")
+	case e.keyFar:
+		return d.farKeyAt(b.refAt(e.key))
+	}
+	return b[e.key : e.key+e.keyLen : e.key+e.keyLen], nil
+}
+
+func (d *dict) farKeyAt(x ref) ([]byte, error) {
+	if x.inPieces() || x.len() > maxKeySize {
+		return nil, corruptAt(x.off(), "key of %d bytes", x.len())
+	}
+	return d.recs.bytes(x)
+}
+
+// hashAt returns the hash of the key in slot i.
+func (d *dict) hashAt(b *bucket, i int) (uint64, error) {
+	if l := d.layout; l.kind == layoutLines {
+		if i == l.slots {
+			return d.hashWord(0), nil
+		}
+		return d.hashWord(l.lineKey(b, l.slotOff(i))), nil
+	}
+	key, err := d.keyAt(b, i)
+	return d.hash(key), err
+}
+
+// valueAt appends the value of slot i to dst.
+func (d *dict) valueAt(dst []byte, b *bucket, i int) ([]byte, error) {
+	l := d.layout
+	if l.kind != layoutSlotted {
+		off := l.slotOff(i)
+		return append(dst, b[off+l.keySize:off+l.slot]...), nil
+	}
+	e, ok := l.entry(b, entryOff(b, i))
+	switch {
+	case !ok:
+		return dst, corrupt("entry passes the end of its bucket")
+	case e.valFar:
+		return d.recs.get(dst, b.refAt(e.val))
+	}
+	return append(dst, b[e.val:e.end]...), nil
+}
+
+// copyEntry puts the entry of src's slot i, whose hash is h, into b, where it
+// is not yet, and says whether there was room. The caller has touched b.
+func (l *layout) copyEntry(b *bucket, h uint64, src *bucket, i int) bool {
+	switch l.kind {
+	case layoutLines:
+		if i == l.slots {
+			b[bucketFlagsOff] |= flagZero
+			copy(b[zeroValueOff:zeroValueOff+zeroValueMax], src[zeroValueOff:])
+			return true
+		}
+		line := 1 + home(h, lineCount)
+		for range lineCount {
+			for off := line * lineSize; off < (line+1)*lineSize; off += l.slot {
+				if l.lineKey(b, off) == 0 {
+					from := l.slotOff(i)
+					copy(b[off:off+l.slot], src[from:from+l.slot])
+					return true
+				}
+			}
+			if line++; line > lineCount {
+				line = 1
+			}
+		}
+		return false
+	case layoutControl:
+		to := l.emptySlot(b, h)
+		if to < 0 {
+			return false
+		}
+		from, off := l.slotOff(i), l.slotOff(to)
+		copy(b[off:off+l.slot], src[from:from+l.slot])
+		b[l.ctrlOff(to)] = fingerprint(h)
+		b.setCount(b.count() + 1)
+		return true
+	default:
+		e, ok := l.entry(src, entryOff(src, i))
+		if !ok || !b.hasRoom(e.end-entryOff(src, i)) {
+			return false
+		}
+		l.addSlotted(b, h, src[entryOff(src, i):e.end])
+		return true
+	}
+}
+
+// emptySlot returns the first empty slot on the way of h, -1 if there is none.
+func (l *layout) emptySlot(b *bucket, h uint64) int {
+	groups := l.groupsOf(b)
+	g := home(h, groups)
+	for range groups {
+		if m := empties(l.ctrlWord(b, g)); m != 0 {
+			return g*ctrlGroup + bits.TrailingZeros64(m)/8
+		}
+		if g++; g == groups {
+			g = 0
+		}
+	}
+	return -1
+}
+
+// hasRoom says whether a slotted bucket has a slot, and size bytes of heap.
+func (b *bucket) hasRoom(size int) bool {
+	g := b.groups()
+	return b.count() < g*(ctrlGroup-1) && b.heap()-size >= bucketHeader+g*slotGroup
+}
+
+// addSlotted puts an entry into a slotted bucket that has the room for it.
+func (l *layout) addSlotted(b *bucket, h uint64, entry []byte) (i int) {
+	i = l.emptySlot(b, h)
+	off := b.heap() - len(entry)
+	copy(b[off:], entry)
+	b.setHeap(off)
+	b[l.ctrlOff(i)] = fingerprint(h)
+	binary.LittleEndian.PutUint16(b[entryOffOff(i):], uint16(off))
+	b.setCount(b.count() + 1)
+	return i
+}
+
+// liveBytes returns the bytes of heap that the entries of a slotted bucket
+// need, the rest being garbage.
+func (l *layout) liveBytes(b *bucket) (n int) {
+	for i := l.next(b, 0); i >= 0; i = l.next(b, i+1) {
+		off := entryOff(b, i)
+		if e, ok := l.entry(b, off); ok {
+			n += e.end - off
+		}
+	}
+	return n
+}
+
+// groupsWanted returns the number of groups for a bucket that is to hold count
+// entries of size bytes in all: as many as it would need if it filled up with
+// entries like these. 0 if they do not fit.
+func groupsWanted(count, size int) int {
+	room := pageSize - bucketHeader
+	least := (count + ctrlGroup - 2) / (ctrlGroup - 1)
+	if least*slotGroup+size > room {
+		return 0
+	}
+	perEntry := float64(size)/float64(count) + float64(slotGroup)/(ctrlGroup-1)
+	g := int(float64(room)/perEntry+ctrlGroup-2) / (ctrlGroup - 1)
+	return min(max(g, least, 1), (room-size)/slotGroup, maxGroups)
+}
+
+// removeSlot empties slot i of a page. The entries that had to pass its group
+// stay findable: see displaced.
+func (d *dict) removeSlot(no pageNo, b *bucket, i int) error {
+	l := d.layout
+	if l.kind == layoutLines && i == l.slots {
+		d.a.space.touch(no, 1)
+		b[bucketFlagsOff] &^= flagZero
+		clear(b[zeroValueOff : zeroValueOff+zeroValueMax])
+		return nil
+	}
+	for !l.free(b, i/l.perGroup) {
+		j, err := d.displaced(b, i/l.perGroup)
+		if err != nil {
+			return err
+		}
+		if j < 0 {
+			break
+		}
+		d.moveSlot(no, b, i, j)
+		i = j
+	}
+	d.clearSlot(no, b, i)
+	if l.kind != layoutLines {
+		d.a.space.touch(no, 1)
+		b.setCount(b.count() - 1)
+	}
+	return nil
+}
+
+// displaced returns the slot of an entry that lies behind group g because g
+// was full, the nearest first, or -1.
+func (d *dict) displaced(b *bucket, g int) (int, error) {
+	l := d.layout
+	groups := l.groupsOf(b)
+	at := g
+	for passed := 1; passed < groups; passed++ {
+		if at++; at == groups {
+			at = 0
+		}
+		for i := at * l.perGroup; i < min((at+1)*l.perGroup, l.slotsOf(b)); i++ {
+			if !l.used(b, i) {
+				continue
+			}
+			h, err := d.hashAt(b, i)
+			if err != nil {
+				return -1, err
+			}
+			if (at-home(h, groups)+groups)%groups >= passed {
+				return i, nil
+			}
+		}
+		if l.free(b, at) {
+			break
+		}
+	}
+	return -1, nil
+}
+
+// moveSlot puts the entry of slot from in the place of slot to.
+func (d *dict) moveSlot(no pageNo, b *bucket, to, from int) {
+	l := d.layout
+	if l.kind != layoutLines {
+		d.a.space.touch(no, lineMask(l.ctrlOff(to), 1))
+		b[l.ctrlOff(to)] = b[l.ctrlOff(from)]
+	}
+	if l.kind == layoutSlotted {
+		d.a.space.touch(no, lineMask(entryOffOff(to), 2))
+		copy(b[entryOffOff(to):entryOffOff(to)+2], b[entryOffOff(from):])
+		return
+	}
+	off, src := l.slotOff(to), l.slotOff(from)
+	d.a.space.touch(no, lineMask(off, l.slot))
+	copy(b[off:off+l.slot], b[src:src+l.slot])
+}
+
+// clearSlot marks slot i empty; in lines, the last entry of the line takes its
+// place.
+func (d *dict) clearSlot(no pageNo, b *bucket, i int) {
+	l := d.layout
+	if l.kind != layoutLines {
+		d.a.space.touch(no, lineMask(l.ctrlOff(i), 1))
+		b[l.ctrlOff(i)] = ctrlEmpty
+		return
+	}
+	off := l.slotOff(i)
+	last := off
+	for end := off&^(lineSize-1) + lineSize; last+l.slot < end && l.lineKey(b, last+l.slot) != 0; {
+		last += l.slot
+	}
+	d.a.space.touch(no, lineMask(off, l.slot))
+	copy(b[off:off+l.slot], b[last:last+l.slot])
+	clear(b[last : last+l.slot])
+}
+
+// Words: keys and values of 8 bytes each are the commonest and get code of
+// their own for the layout of lines, four slots to a line, unrolled.
+
+// getWord is get for words.
+func (d *dict) getWord(key uint64) (val uint64, ok bool, err error) {
+	if optimistic && key != 0 {
+		h := d.hashWord(key)
+		t := d.table.Load()
+		seg := t.segment(h)
+		if s := seg.seq.Load(); s&1 == 0 {
+			if no, same := seg.bucketAt(t, h, s); same && no != 0 {
+				if b := (*bucket)(d.a.space.peek(no)); b != nil {
+					val, ok, ended := b.findWord(h, key)
+					readFence()
+					if seg.seq.Load() == s && ended {
+						return val, ok, nil
+					}
+				}
+			}
+		}
+	}
+	var k, v [8]byte
+	binary.LittleEndian.PutUint64(k[:], key)
+	_, ok, err = d.get(v[:0], d.hashWord(key), k[:])
+	return binary.LittleEndian.Uint64(v[:]), ok, err
+}
+
+// findWord returns the value of key, which is not 0. The search has not ended
+// if all lines are full: the bucket may have more pages.
+func (b *bucket) findWord(h, key uint64) (val uint64, ok, ended bool) {
+	off := lineSize + home(h, lineCount)*lineSize
+	for range lineCount {
+		// Without a branch for each slot: one that is mispredicted would wait
+		// for the line, and the lookups after this one with it.
+		last := b.word(off + 48)
+		at := -1
+		if b.word(off) == key {
+			at = 8
+		}
+		if b.word(off+16) == key {
+			at = 24
+		}
+		if b.word(off+32) == key {
+			at = 40
+		}
+		if last == key {
+			at = 56
+		}
+		if at >= 0 {
+			return b.word(off + at), true, true
+		}
+		if last == 0 {
+			return 0, false, true
+		}
+		if off += lineSize; off == pageSize {
+			off = lineSize
+		}
+	}
+	return 0, false, false
+}
+
+// setWord is a changeSet of words.
+func (d *dict) setWord(key, val uint64) error {
+	h := d.hashWord(key)
+	if key != 0 {
+		t, seg, err := d.enter(h, 16, nil)
+		if err != nil {
+			return err
+		}
+		done := d.storeWord(t, seg, h, key, val)
+		d.leave(seg, h)
+		if done {
+			return nil
+		}
+	}
+	var k, v [8]byte
+	binary.LittleEndian.PutUint64(k[:], key)
+	binary.LittleEndian.PutUint64(v[:], val)
+	_, _, err := d.change(changeSet, h, k[:], v[:], nil, nil)
+	return err
+}
+
+// storeWord stores a word where that is simple: over another, or in an empty
+// slot near home.
+func (d *dict) storeWord(t *segmentTable, seg *segment, h, key, val uint64) bool {
+	no := seg.bucket(t, h)
+	b := (*bucket)(d.a.space.peek(no))
+	if no == 0 || b == nil {
+		return false
+	}
+	off := lineSize + home(h, lineCount)*lineSize
+	for range maxDistance + 1 {
+		for slot := off; slot < off+lineSize; slot += 16 {
+			switch b.word(slot) {
+			case key:
+				d.a.space.touch(no, 1<<(off>>lineShift))
+				seg.begin()
+				b.setWord(slot+8, val)
+				seg.end()
+				return true
+			case 0:
+				d.a.space.touch(no, 1<<(off>>lineShift))
+				seg.begin()
+				b.setWord(slot+8, val)
+				b.setWord(slot, key)
+				seg.end()
+				seg.count(+1)
+				return true
+			}
+		}
+		if off += lineSize; off == pageSize {
+			off = lineSize
+		}
+	}
+	return false
+}

@@ -1,0 +1,544 @@
+package emd
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"sync"
+	"unsafe"
+)
+
+// DictOptions say how [Dict] opens a dict. The zero value, or nil, creates it
+// when it is absent and takes the codecs that follow from the types.
+type DictOptions[K comparable, V any] struct {
+	// MustExist makes a missing dict [ErrNoContainer].
+	MustExist bool
+	// KeyCodec writes the keys, if not nil. It must be deterministic: keys are
+	// equal when their encodings are.
+	KeyCodec Codec[K]
+	// ValueCodec writes the values, if not nil.
+	ValueCodec Codec[V]
+}
+
+// An EMDict is a map in a file: it maps keys of type K to values of type V.
+// [Dict] and [OpenDict] return one.
+//
+// Its methods may be called by any number of goroutines at once. Readers wait
+// for nobody; changes of keys whose hashes differ in the upper bits run side
+// by side. A change is committed by the next Sync, Update or Close of the
+// arena, together with all others, or earlier by the library itself.
+//
+// Values, and keys of iterations, are the caller's own. Keys are equal when
+// their encodings are: for the derived codecs that is Go's ==, except that a
+// NaN equals every NaN. A Set costs one lookup and now and then the division of a
+// page; no operation ever moves the whole dict.
+//
+// The functions given to [EMDict.Compute] and [EMDict.DeleteFunc] run without
+// a lock, once for each element. They must not call methods of the same dict;
+// other containers are fine.
+type EMDict[K comparable, V any] struct {
+	d     *dict
+	key   *typeCodec[K]
+	val   *typeCodec[V]
+	words bool // both are 8 raw bytes: see dict.getWord
+	owner bool // Close closes the arena
+	pool  sync.Pool
+}
+
+// Op is what the function given to [EMDict.Compute] decides.
+type Op uint8
+
+const (
+	OpKeep   Op = iota // leave the entry, or its absence, as it is
+	OpStore            // store the returned value
+	OpRemove           // remove the entry, if there is one
+)
+
+// Dict opens the dict called name, or creates it, empty, if there is none.
+// opts may be nil.
+//
+// K and V are kept in the file as type signatures; a name that holds another
+// kind or other types is [ErrTypeMismatch], naming both. A type that needs a
+// codec of the caller's is [ErrUnsupportedType]. Opening a name again gives
+// another handle to the same dict. The cost does not depend on its size.
+func Dict[K comparable, V any](a *Arena, name string, opts *DictOptions[K, V]) (*EMDict[K, V], error) {
+	d, err := openDict(a, name, opts)
+	if err != nil {
+		return nil, a.opError("open", &handle{name: name}, 0, err)
+	}
+	return d, nil
+}
+
+func openDict[K comparable, V any](a *Arena, name string, opts *DictOptions[K, V]) (*EMDict[K, V], error) {
+	var o DictOptions[K, V]
+	if opts != nil {
+		o = *opts
+	}
+	key, err := keyCodecFor(o.KeyCodec)
+	if err != nil {
+		return nil, err
+	}
+	val, err := codecFor(o.ValueCodec)
+	if err != nil {
+		return nil, err
+	}
+	core := newDict(a, key.size, val.size)
+	core.name, core.kind, core.key, core.value = name, kindDict, key.sig, val.sig
+	c, err := a.openContainer(core, o.MustExist)
+	if err != nil {
+		return nil, err
+	}
+	d := &EMDict[K, V]{d: c.(*dict), key: key, val: val}
+	d.words = key.raw && key.size == 8 && val.raw && val.size == 8
+	return d, nil
+}
+
+// OpenDict opens a file that holds one dict: [Open] plus [Dict] of the name
+// "main". Its Close closes the file.
+func OpenDict[K comparable, V any](path string, opts *Options) (*EMDict[K, V], error) {
+	a, err := Open(path, opts)
+	if err != nil {
+		return nil, err
+	}
+	d, err := Dict[K, V](a, "main", nil)
+	if err != nil {
+		return nil, errors.Join(err, a.Close())
+	}
+	d.owner = true
+	return d, nil
+}
+
+// Len returns the number of entries, 0 after Close. It costs the same for
+// any number of entries.
+func (d *EMDict[K, V]) Len() int { return int(d.d.length()) }
+
+// Get returns the value of k, and whether there is one. The value is the
+// caller's own.
+func (d *EMDict[K, V]) Get(k K) (v V, ok bool, err error) {
+	if d.words {
+		*(*uint64)(unsafe.Pointer(&v)), ok, err = d.d.getWord(*(*uint64)(unsafe.Pointer(&k)))
+		if err != nil {
+			err = d.error("get", err)
+		}
+		return v, ok, err
+	}
+	if err = d.get(&k, &v, &ok); err != nil {
+		err = d.error("get", err)
+	}
+	return v, ok, err
+}
+
+func (d *EMDict[K, V]) get(k *K, v *V, ok *bool) (err error) {
+	if d.key.raw && d.val.raw {
+		_, *ok, err = d.d.get(memoryOf(v)[:0], d.d.hash(memoryOf(k)), memoryOf(k))
+		return err
+	}
+	b := d.buffers()
+	defer d.pool.Put(b)
+	key, err := d.encodeKey(b, k)
+	if err != nil {
+		return err
+	}
+	if len(key) > maxKeySize {
+		return d.d.a.check(&d.d.handle)
+	}
+	if d.val.form == stringForm {
+		// The copy made under validation becomes the string.
+		text, found, err := d.d.get(nil, d.d.hash(key), key)
+		*ok = found
+		*asString(v) = unsafe.String(unsafe.SliceData(text), len(text))
+		return err
+	}
+	var found bool
+	b.val, found, err = d.d.get(b.val[:0], d.d.hash(key), key)
+	if err == nil && found {
+		err = d.val.decode(v, b.val)
+		*ok = err == nil
+	}
+	return err
+}
+
+// Contains says whether k has a value, without decoding it.
+func (d *EMDict[K, V]) Contains(k K) (bool, error) {
+	b := d.buffers()
+	defer d.pool.Put(b)
+	key, err := d.encodeKey(b, &k)
+	if err == nil && len(key) > maxKeySize {
+		return false, d.error("contains", d.d.a.check(&d.d.handle))
+	}
+	ok := false
+	if err == nil {
+		ok, err = d.d.contains(d.d.hash(key), key)
+	}
+	return ok, d.error("contains", err)
+}
+
+// Set stores v as the value of k. A key of more than 64 KiB or a value of more
+// than 1 GiB, encoded, is [ErrTooLarge].
+func (d *EMDict[K, V]) Set(k K, v V) error {
+	if d.words {
+		return d.error("set", d.d.setWord(*(*uint64)(unsafe.Pointer(&k)), *(*uint64)(unsafe.Pointer(&v))))
+	}
+	return d.error("set", d.set(&k, &v))
+}
+
+func (d *EMDict[K, V]) set(k *K, v *V) error {
+	if d.key.raw && d.val.raw {
+		_, _, err := d.d.change(changeSet, d.d.hash(memoryOf(k)), memoryOf(k), memoryOf(v), nil, nil)
+		return err
+	}
+	_, _, err := d.change(changeSet, k, v)
+	return err
+}
+
+// Delete removes k and says whether it was there.
+func (d *EMDict[K, V]) Delete(k K) (ok bool, err error) {
+	b := d.buffers()
+	defer d.pool.Put(b)
+	key, err := d.encodeKey(b, &k)
+	if err == nil && len(key) > maxKeySize {
+		err = d.d.writable()
+	} else if err == nil {
+		_, ok, err = d.d.change(changeRemove, d.d.hash(key), key, nil, nil, nil)
+	}
+	return ok, d.error("delete", err)
+}
+
+// DeleteFunc removes the entries for which del returns true, and returns how
+// many. del runs without a lock, exactly once for each entry that is there from
+// beginning to end; while it runs, changes of its key and of those near it in
+// the order of hashes wait. If it panics, its entry stays; so does what was not visited.
+// A Rollback meanwhile is [ErrRolledBack].
+func (d *EMDict[K, V]) DeleteFunc(del func(K, V) bool) (n int, err error) {
+	err = d.deleteFunc(del, &n)
+	return n, d.error("deletefunc", err)
+}
+
+func (d *EMDict[K, V]) deleteFunc(del func(K, V) bool, n *int) error {
+	if err := d.d.writable(); err != nil {
+		return err
+	}
+	epoch := d.d.epoch.Load()
+	for h := uint64(0); ; {
+		held, err := d.d.holdBucket(h)
+		if err != nil {
+			return err
+		}
+		if held.epoch != epoch {
+			held.epoch = epoch
+			err = d.d.overtaken(held)
+		}
+		if err == nil {
+			err = d.deleteHeld(held, del, n)
+		} else {
+			d.d.release(held)
+		}
+		if err != nil || held.hi == ^uint64(0) {
+			return err
+		}
+		h = held.hi + 1
+	}
+}
+
+// deleteHeld is deleteFunc for the hashes of a hold, which it releases.
+func (d *EMDict[K, V]) deleteHeld(held hold, del func(K, V) bool, n *int) error {
+	defer d.d.release(held)
+	c := cursor{d: d.d, pos: held.lo, last: held.hi}
+	for c.next() {
+		k, v, ok, err := d.entry(&c, true, true)
+		if err != nil {
+			return err
+		}
+		if !ok || !del(k, v) {
+			continue
+		}
+		_, was, err := d.d.change(changeRemove, d.d.hash(c.key), c.key, nil, nil, &held)
+		if err != nil {
+			return err
+		}
+		if was {
+			*n++
+		}
+	}
+	return c.err
+}
+
+// Clear removes all entries and gives their space back. It waits for functions
+// given to Compute and DeleteFunc that are running. The cost is in proportion to the
+// number of pages, which are not read unless keys or values are long.
+func (d *EMDict[K, V]) Clear() error { return d.error("clear", d.d.clearAll()) }
+
+// GetOrSet returns the value of k, with loaded true, if there is one. Otherwise
+// it stores v and returns that.
+func (d *EMDict[K, V]) GetOrSet(k K, v V) (actual V, loaded bool, err error) {
+	if actual, loaded, err = d.Get(k); err != nil || loaded {
+		return actual, loaded, err
+	}
+	old, loaded, err := d.change(changeAdd, &k, &v)
+	if err != nil {
+		return actual, false, d.error("getorset", err)
+	}
+	if loaded {
+		return old, true, nil
+	}
+	return v, false, nil
+}
+
+// Swap stores v as the value of k and returns the one before, with ok false
+// if there was none.
+func (d *EMDict[K, V]) Swap(k K, v V) (old V, ok bool, err error) {
+	old, ok, err = d.change(changeSwap, &k, &v)
+	return old, ok, d.error("swap", err)
+}
+
+// change makes one change of one key.
+func (d *EMDict[K, V]) change(kind changeKind, k *K, v *V) (old V, was bool, err error) {
+	b := d.buffers()
+	defer d.pool.Put(b)
+	key, val, err := d.encodeEntry(b, k, v)
+	if err != nil {
+		return old, false, err
+	}
+	b.old, was, err = d.d.change(kind, d.d.hash(key), key, val, b.old[:0], nil)
+	if err != nil || !was || kind == changeSet {
+		return old, was, err
+	}
+	err = d.val.decode(&old, b.old)
+	return old, err == nil, err
+}
+
+// Compute changes the value of k as fn decides. fn gets the present value,
+// with ok false if there is none, and returns a value and whether to store it,
+// keep things as they are, or remove the entry. Compute returns what then is
+// the value of k.
+//
+// It is atomic: other changes of k wait until fn has returned. fn runs exactly
+// once, without a lock. If it panics, nothing changes. If a Rollback overtakes it,
+// its decision is dropped and Compute returns [ErrRolledBack].
+func (d *EMDict[K, V]) Compute(k K, fn func(v V, ok bool) (V, Op)) (actual V, ok bool, err error) {
+	actual, ok, err = d.compute(&k, fn)
+	return actual, ok, d.error("compute", err)
+}
+
+func (d *EMDict[K, V]) compute(k *K, fn func(v V, ok bool) (V, Op)) (actual V, ok bool, err error) {
+	var none V
+	b := d.buffers()
+	defer d.pool.Put(b)
+	key, err := d.encodeKey(b, k)
+	if err == nil {
+		err = checkSizes(key, nil)
+	}
+	if err == nil {
+		err = d.d.writable()
+	}
+	if err != nil {
+		return none, false, err
+	}
+	h := d.d.hash(key)
+	held := d.d.hold(h)
+	defer d.d.release(held)
+	b.old, ok, err = d.d.get(b.old[:0], h, key)
+	if err == nil && ok {
+		err = d.val.decode(&actual, b.old)
+	}
+	if err != nil {
+		return none, false, err
+	}
+	v, op := fn(actual, ok)
+	switch op {
+	case OpKeep:
+		return actual, ok, d.d.overtaken(held)
+	case OpStore:
+		if b.val, err = d.encodeValue(b, &v); err == nil {
+			_, _, err = d.d.change(changeSet, h, key, b.val, nil, &held)
+		}
+		if err != nil {
+			return none, false, err
+		}
+		return v, true, nil
+	case OpRemove:
+		_, _, err = d.d.change(changeRemove, h, key, nil, nil, &held)
+		return none, false, err
+	default:
+		panic(fmt.Sprintf("emd: Compute with the operation %d", op))
+	}
+}
+
+// SetAll stores the pairs of seq, each as by Set, and returns how many it has
+// read. It stops at the first error; a fault that an iterator of the arena
+// meets meanwhile, such as seq itself, is one.
+func (d *EMDict[K, V]) SetAll(seq iter.Seq2[K, V]) (n int, err error) {
+	if err := d.d.writable(); err != nil {
+		return 0, d.error("setall", err)
+	}
+	faults := d.d.a.faults()
+	for k, v := range seq {
+		n++
+		if err := d.Set(k, v); err != nil {
+			return n, err
+		}
+	}
+	return n, d.error("setall", d.d.a.faultSince(faults))
+}
+
+// Grow makes room for n more entries, so that storing them divides few pages.
+// It does nothing where their size varies. A negative n panics.
+func (d *EMDict[K, V]) Grow(n int) error { return d.error("grow", d.d.grow(n)) }
+
+// All returns an iterator over the entries, in the order of their hashes. The
+// dict may be changed meanwhile, also by the loop: an entry that is there from
+// beginning to end comes exactly once, one that comes or goes may or may not.
+//
+// Damage ends the loop; [EMDict.Err] tells.
+func (d *EMDict[K, V]) All() iter.Seq2[K, V] {
+	return func(yield func(K, V) bool) { d.scan(true, true, yield) }
+}
+
+// Keys is All for the keys alone; values are not read.
+func (d *EMDict[K, V]) Keys() iter.Seq[K] {
+	return func(yield func(K) bool) {
+		d.scan(true, false, func(k K, _ V) bool { return yield(k) })
+	}
+}
+
+// Values is All for the values alone.
+func (d *EMDict[K, V]) Values() iter.Seq[V] {
+	return func(yield func(V) bool) {
+		d.scan(false, true, func(_ K, v V) bool { return yield(v) })
+	}
+}
+
+// scan calls yield with each entry, of which only the wanted parts are set.
+func (d *EMDict[K, V]) scan(keys, vals bool, yield func(K, V) bool) {
+	c := cursor{d: d.d, last: ^uint64(0)}
+	err := d.scanCursor(&c, keys, vals, yield)
+	if err != nil {
+		d.d.a.fault(&d.d.handle, "all", 0, err)
+	}
+}
+
+func (d *EMDict[K, V]) scanCursor(c *cursor, keys, vals bool, yield func(K, V) bool) error {
+	for c.next() {
+		k, v, ok, err := d.entry(c, keys, vals)
+		if err != nil {
+			return err
+		}
+		if ok && !yield(k, v) {
+			return nil
+		}
+	}
+	return c.err
+}
+
+// entry decodes the wanted parts of a cursor's entry; ok is false if it has
+// gone meanwhile.
+func (d *EMDict[K, V]) entry(c *cursor, keys, vals bool) (k K, v V, ok bool, err error) {
+	if keys {
+		if err = d.key.decode(&k, c.key); err != nil {
+			return k, v, false, err
+		}
+	}
+	if !vals {
+		return k, v, true, nil
+	}
+	val := c.val
+	if c.valFar {
+		if val, ok, err = d.d.get(nil, d.d.hash(c.key), c.key); err != nil || !ok {
+			return k, v, false, err
+		}
+	}
+	return k, v, true, d.val.decode(&v, val)
+}
+
+// Arena returns the arena that the dict is in.
+func (d *EMDict[K, V]) Arena() *Arena { return d.d.a }
+
+// Sync commits all changes of the arena; see [Arena.Sync].
+func (d *EMDict[K, V]) Sync() error { return d.d.a.Sync() }
+
+// Err returns the first fault that an iterator of the dict met since it was
+// opened: what ended its loop early. See [Arena.View].
+func (d *EMDict[K, V]) Err() error {
+	if err := d.d.err.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// Close closes the file if the dict was opened by [OpenDict]; see
+// [Arena.Close]. Otherwise it does nothing, for the arena stays open.
+func (d *EMDict[K, V]) Close() error {
+	if d.owner {
+		return d.d.a.Close()
+	}
+	return nil
+}
+
+func (d *EMDict[K, V]) error(op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return d.d.a.opError(op, &d.d.handle, 0, err)
+}
+
+// dictBuffers are what an operation encodes into and decodes from, reused.
+type dictBuffers struct{ key, val, old []byte }
+
+func (d *EMDict[K, V]) buffers() *dictBuffers {
+	if b, ok := d.pool.Get().(*dictBuffers); ok {
+		b.trim()
+		return b
+	}
+	return new(dictBuffers)
+}
+
+// trim forgets buffers that one huge value left.
+func (b *dictBuffers) trim() {
+	const most = 1 << 20
+	if cap(b.val) > most || cap(b.old) > most {
+		b.val, b.old = nil, nil
+	}
+}
+
+// encodeKey returns the encoding of k, in b or where k's bytes lie.
+func (d *EMDict[K, V]) encodeKey(b *dictBuffers, k *K) ([]byte, error) {
+	switch {
+	case d.key.raw:
+		return memoryOf(k), nil
+	case d.key.form == stringForm:
+		s := *asString(k)
+		return unsafe.Slice(unsafe.StringData(s), len(s)), nil
+	}
+	var err error
+	b.key, err = d.key.encode(b.key[:0], k)
+	return b.key, err
+}
+
+func (d *EMDict[K, V]) encodeValue(b *dictBuffers, v *V) ([]byte, error) {
+	var err error
+	if b.val, err = d.val.encode(b.val[:0], v); err != nil {
+		return nil, err
+	}
+	return b.val, checkSizes(nil, b.val)
+}
+
+func (d *EMDict[K, V]) encodeEntry(b *dictBuffers, k *K, v *V) (key, val []byte, err error) {
+	if key, err = d.encodeKey(b, k); err == nil {
+		err = checkSizes(key, nil)
+	}
+	if err == nil {
+		val, err = d.encodeValue(b, v)
+	}
+	return key, val, err
+}
+
+// checkSizes says whether a key and a value may be stored.
+func checkSizes(key, val []byte) error {
+	if len(key) > maxKeySize {
+		return fmt.Errorf("%w: key of %d bytes, at most %d", ErrTooLarge, len(key), maxKeySize)
+	}
+	if len(val) > maxValueSize {
+		return fmt.Errorf("%w: value of %d bytes, at most %d", ErrTooLarge, len(val), maxValueSize)
+	}
+	return nil
+}

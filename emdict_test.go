@@ -1,0 +1,1005 @@
+package emd
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// A dictModel runs the same random steps on an EMDict and on a map.
+type dictModel[K, V comparable] struct {
+	t       *testing.T
+	r       *rand.Rand
+	path    string
+	opts    testOptions
+	mask    uint64 // of the hash
+	d       *EMDict[K, V]
+	want    map[K]V
+	key     func(r *rand.Rand) K
+	val     func(r *rand.Rand) V
+	options *DictOptions[K, V]
+}
+
+func (m *dictModel[K, V]) open() {
+	a := reopen(m.t, m.path, m.opts)
+	d, err := Dict(a, "d", m.options)
+	require.NoError(m.t, err)
+	d.d.hashMask = m.mask
+	m.d = d
+}
+
+// run makes steps in three phases: the dict grows, stays, and shrinks to nothing.
+func (m *dictModel[K, V]) run(steps int) {
+	m.path = filepath.Join(m.t.TempDir(), "model.emd")
+	m.want = map[K]V{}
+	m.open()
+	for i := range steps {
+		m.step([]int{20, 50, 80}[i*3/steps])
+		switch {
+		case m.r.IntN(steps/4+1) == 0:
+			m.check()
+			require.NoError(m.t, m.d.Arena().Close())
+			m.open()
+			m.check()
+		case m.r.IntN(steps/4+1) == 0:
+			m.check()
+		}
+	}
+	m.check()
+	for k := range m.want {
+		ok, err := m.d.Delete(k)
+		require.NoError(m.t, err)
+		require.True(m.t, ok)
+		delete(m.want, k)
+		if m.r.IntN(1+steps/8) == 0 {
+			m.check()
+		}
+	}
+	m.check()
+	require.True(m.t, m.d.d.bare(), "an empty dict keeps no space")
+	require.NoError(m.t, m.d.Arena().Close())
+}
+
+// step does one thing to one key; of a hundred, remove deletions.
+func (m *dictModel[K, V]) step(remove int) {
+	t, d := m.t, m.d
+	k := m.key(m.r)
+	v := m.val(m.r)
+	old, had := m.want[k]
+	if n := m.r.IntN(100); n < remove {
+		for other := range m.want { // most random keys are not there
+			if m.r.IntN(4) != 0 {
+				k = other
+			}
+			break
+		}
+		old, had = m.want[k]
+		if n%4 == 0 {
+			actual, ok, err := d.Compute(k, func(v V, ok bool) (V, Op) {
+				assert.Equal(t, had, ok)
+				assert.Equal(t, old, v)
+				return v, OpRemove
+			})
+			var zero V
+			require.NoError(t, err)
+			require.False(t, ok)
+			require.Equal(t, zero, actual)
+		} else {
+			ok, err := d.Delete(k)
+			require.NoError(t, err)
+			require.Equal(t, had, ok, "delete %v", k)
+		}
+		delete(m.want, k)
+		return
+	}
+	switch m.r.IntN(6) {
+	case 0:
+		actual, loaded, err := d.GetOrSet(k, v)
+		require.NoError(t, err)
+		require.Equal(t, had, loaded)
+		if had {
+			require.Equal(t, old, actual)
+			return
+		}
+		require.Equal(t, v, actual)
+	case 1:
+		got, ok, err := d.Swap(k, v)
+		require.NoError(t, err)
+		require.Equal(t, had, ok)
+		require.Equal(t, old, got)
+	case 2:
+		actual, ok, err := d.Compute(k, func(got V, ok bool) (V, Op) {
+			assert.Equal(t, had, ok)
+			assert.Equal(t, old, got)
+			return v, OpStore
+		})
+		require.NoError(t, err)
+		require.True(t, ok)
+		require.Equal(t, v, actual)
+	default:
+		require.NoError(t, d.Set(k, v))
+	}
+	m.want[k] = v
+	got, ok, err := d.Get(k)
+	require.NoError(t, err)
+	require.True(t, ok, "%v", k)
+	require.Equal(t, v, got)
+}
+
+func (m *dictModel[K, V]) check() {
+	t, d := m.t, m.d
+	require.NoError(t, d.Arena().verify())
+	require.Equal(t, len(m.want), d.Len())
+	seen := map[K]bool{}
+	for k, v := range d.All() {
+		require.False(t, seen[k], "%v twice", k)
+		seen[k] = true
+		w, ok := m.want[k]
+		require.True(t, ok, "%v is not in the map", k)
+		require.Equal(t, w, v)
+	}
+	require.NoError(t, d.Err())
+	require.Len(t, seen, len(m.want))
+	for k, v := range m.want {
+		got, ok, err := d.Get(k)
+		require.NoError(t, err)
+		require.True(t, ok, "%v", k)
+		require.Equal(t, v, got)
+	}
+	for range 100 {
+		k := m.key(m.r)
+		_, had := m.want[k]
+		ok, err := d.Contains(k)
+		require.NoError(t, err)
+		require.Equal(t, had, ok)
+	}
+}
+
+// hashMasks are the hash functions of tests: the real one, few bits at both
+// ends, few bits at the top only, and a constant.
+var hashMasks = map[string]uint64{
+	"all":      ^uint64(0),
+	"few":      0xfe00_0000_c000_0003,
+	"top":      0xff00_0000_0000_0000,
+	"low":      0xffff_ffff,
+	"constant": 0,
+}
+
+func testDictModel[K, V comparable](t *testing.T, keys int, key func(r *rand.Rand) K, val func(r *rand.Rand) V) {
+	seed := rand.Uint64()
+	for name, mask := range hashMasks {
+		t.Run(fmt.Sprintf("hash=%s/seed=%d", name, seed), func(t *testing.T) {
+			steps := keys * 3
+			if mask != ^uint64(0) {
+				steps /= 8
+			}
+			if testing.Short() || raceEnabled {
+				steps /= 8
+			}
+			m := dictModel[K, V]{t: t, r: rand.New(rand.NewPCG(seed, 0)), mask: mask, key: key, val: val}
+			if seed&1 != 0 {
+				m.opts = tiny()
+			}
+			m.run(steps)
+		})
+	}
+}
+
+func word(r *rand.Rand) uint64 { return r.Uint64N(30000) }
+
+func anyWord(r *rand.Rand) uint64 { return r.Uint64() }
+
+func text(least, most int) func(r *rand.Rand) string {
+	return func(r *rand.Rand) string {
+		n := r.IntN(30000)
+		size := least + int(uint64(n)*0x9E3779B97F4A7C15>>32%uint64(most-least+1))
+		s := fmt.Sprint(n, "-")
+		return s + strings.Repeat("x", max(0, size-len(s)))
+	}
+}
+
+func TestEMDictModel(t *testing.T) {
+	type pair struct {
+		A, B uint64
+		C    uint16
+	}
+	t.Run("uint64 to uint64", func(t *testing.T) { testDictModel(t, 30000, word, anyWord) })
+	t.Run("uint32 to uint32", func(t *testing.T) {
+		testDictModel(t, 30000, func(r *rand.Rand) uint32 { return r.Uint32N(30000) }, func(r *rand.Rand) uint32 { return r.Uint32() })
+	})
+	t.Run("uint64 to struct{}", func(t *testing.T) {
+		testDictModel(t, 30000, word, func(*rand.Rand) struct{} { return struct{}{} })
+	})
+	t.Run("uint32 to [28]byte", func(t *testing.T) {
+		testDictModel(t, 10000, func(r *rand.Rand) uint32 { return r.Uint32N(20000) }, func(r *rand.Rand) [28]byte { return [28]byte{1, uint8(r.Uint32()), 27: 9} })
+	})
+	t.Run("[16]byte to uint64", func(t *testing.T) {
+		testDictModel(t, 20000, func(r *rand.Rand) [16]byte {
+			return [16]byte{uint8(r.Uint32()), uint8(r.Uint32()), 15: uint8(r.Uint32N(4))}
+		}, anyWord)
+	})
+	t.Run("uint8 to struct{}", func(t *testing.T) {
+		testDictModel(t, 2000, func(r *rand.Rand) uint8 { return uint8(r.Uint32()) }, func(*rand.Rand) struct{} { return struct{}{} })
+	})
+	t.Run("struct{} to uint64", func(t *testing.T) {
+		testDictModel(t, 500, func(*rand.Rand) struct{} { return struct{}{} }, anyWord)
+	})
+	t.Run("struct{} to struct{}", func(t *testing.T) {
+		testDictModel(t, 500, func(*rand.Rand) struct{} { return struct{}{} }, func(*rand.Rand) struct{} { return struct{}{} })
+	})
+	t.Run("string to uint64", func(t *testing.T) { testDictModel(t, 20000, text(0, 20), anyWord) })
+	t.Run("uint64 to string", func(t *testing.T) { testDictModel(t, 8000, word, text(0, 200)) })
+	t.Run("string to string, long", func(t *testing.T) { testDictModel(t, 4000, text(0, 700), text(0, 4000)) })
+	t.Run("struct to struct", func(t *testing.T) {
+		testDictModel(t, 8000, func(r *rand.Rand) pair { return pair{r.Uint64N(100), r.Uint64N(100), 7} }, func(r *rand.Rand) pair { return pair{r.Uint64(), 1, 2} })
+	})
+	t.Run("[500]byte to [500]byte", func(t *testing.T) {
+		testDictModel(t, 1000, func(r *rand.Rand) [500]byte { return [500]byte{uint8(r.Uint32()), 499: uint8(r.Uint32N(4))} }, func(r *rand.Rand) [500]byte { return [500]byte{uint8(r.Uint32())} })
+	})
+	t.Run("[300]byte to [300]byte", func(t *testing.T) {
+		testDictModel(t, 1000, func(r *rand.Rand) [300]byte { return [300]byte{uint8(r.Uint32()), 299: uint8(r.Uint32N(4))} }, func(r *rand.Rand) [300]byte { return [300]byte{uint8(r.Uint32())} })
+	})
+	t.Run("string to [600]byte", func(t *testing.T) {
+		testDictModel(t, 1000, text(0, 700), func(r *rand.Rand) [600]byte { return [600]byte{uint8(r.Uint32())} })
+	})
+	t.Run("string to [400]byte", func(t *testing.T) {
+		testDictModel(t, 1000, text(0, 700), func(r *rand.Rand) [400]byte { return [400]byte{uint8(r.Uint32())} })
+	})
+}
+
+// newDictFor returns an empty dict in an arena of its own.
+func newDictFor[K comparable, V any](t testing.TB, o testOptions) *EMDict[K, V] {
+	d, err := Dict[K, V](testArena(t, o), "d", nil)
+	require.NoError(t, err)
+	return d
+}
+
+func TestEMDictFloatKeys(t *testing.T) {
+	d := newDictFor[float64, string](t, testOptions{})
+	require.NoError(t, d.Set(math.NaN(), "nan"))
+	require.NoError(t, d.Set(math.Copysign(0, -1), "zero"))
+	require.NoError(t, d.Set(math.Inf(1), "inf"))
+	for k, want := range map[float64]string{math.Float64frombits(0x7ff8000000000123): "nan", 0: "zero", math.Inf(1): "inf"} {
+		v, ok, err := d.Get(k)
+		require.NoError(t, err)
+		assert.True(t, ok, "%v", k)
+		assert.Equal(t, want, v)
+	}
+	require.Equal(t, 3, d.Len())
+	ok, err := d.Delete(math.NaN())
+	require.NoError(t, err)
+	require.True(t, ok)
+	for k := range d.Keys() {
+		assert.False(t, math.Signbit(k), "%v", k)
+	}
+
+	f := newDictFor[float32, uint32](t, testOptions{})
+	require.NoError(t, f.Set(0, 1))
+	require.NoError(t, f.Set(float32(math.Copysign(0, -1)), 2))
+	require.Equal(t, 1, f.Len())
+}
+
+func TestEMDictBytes(t *testing.T) {
+	d := newDictFor[string, []byte](t, testOptions{})
+	want := map[string][]byte{
+		"": {}, "nil": nil, "empty": {}, "one": {1}, "zeros": make([]byte, 100),
+		"page": bytes.Repeat([]byte{7}, 5000), "large": bytes.Repeat([]byte{8}, 300<<10),
+		strings.Repeat("k", maxKeySize): {9},
+	}
+	for k, v := range want {
+		require.NoError(t, d.Set(k, v))
+	}
+	check := func() {
+		for k, v := range want {
+			got, ok, err := d.Get(k)
+			require.NoError(t, err)
+			require.True(t, ok)
+			require.Equal(t, v, got, "%.10q", k)
+		}
+		n := 0
+		for k, v := range d.All() {
+			require.Equal(t, want[k], v, "%.10q", k)
+			n++
+		}
+		require.Equal(t, len(want), n)
+	}
+	check()
+	// A value that Get returned is the caller's own.
+	v, _, err := d.Get("one")
+	require.NoError(t, err)
+	v[0] = 77
+	check()
+	// Values that change their size class, in both directions.
+	for _, size := range []int{0, 1, 500, 600, 5000, 70000, 200 << 10, 5000, 3, 0} {
+		want["large"] = bytes.Repeat([]byte{byte(size)}, size)
+		require.NoError(t, d.Set("large", want["large"]))
+		check()
+		require.NoError(t, d.Arena().verify())
+	}
+}
+
+func TestEMDictHugeValue(t *testing.T) {
+	if testing.Short() || raceEnabled {
+		t.Skip("moves 200 MiB")
+	}
+	o := testOptions{}
+	o.dirtyLimit = 8 << 20
+	d := newDictFor[string, []byte](t, o)
+	huge := bytes.Repeat([]byte("0123456789abcdef"), 4<<20)
+	require.NoError(t, d.Set("huge", huge))
+	got, ok, err := d.Get("huge")
+	require.NoError(t, err)
+	require.True(t, ok)
+	require.True(t, bytes.Equal(huge, got))
+	require.NoError(t, d.Set("huge", huge[:len(huge)/2+1]))
+	got, _, err = d.Get("huge")
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(huge[:len(huge)/2+1], got))
+	ok, err = d.Delete("huge")
+	require.NoError(t, err)
+	require.True(t, ok)
+}
+
+func TestEMDictTooLarge(t *testing.T) {
+	d := newDictFor[string, string](t, testOptions{})
+	long := strings.Repeat("k", maxKeySize+1)
+	require.ErrorIs(t, d.Set(long, ""), ErrTooLarge)
+	_, _, err := d.Swap(long, "")
+	require.ErrorIs(t, err, ErrTooLarge)
+	_, _, err = d.GetOrSet(long, "")
+	require.ErrorIs(t, err, ErrTooLarge)
+	_, _, err = d.Compute(long, func(string, bool) (string, Op) { t.Error("called"); return "", OpKeep })
+	require.ErrorIs(t, err, ErrTooLarge)
+	// It cannot be there, so asking for it is no error.
+	_, ok, err := d.Get(long)
+	require.NoError(t, err)
+	require.False(t, ok)
+	ok, err = d.Delete(long)
+	require.NoError(t, err)
+	require.False(t, ok)
+}
+
+func TestEMDictClear(t *testing.T) {
+	for name, n := range map[string]int{"none": 0, "one": 1, "some": 3000, "fanned out": 150_000} {
+		t.Run(name, func(t *testing.T) {
+			d := newDictFor[uint64, string](t, testOptions{})
+			for i := range n / 5 {
+				require.NoError(t, d.Set(uint64(i), strings.Repeat("v", i%300*(i%31))))
+			}
+			require.NoError(t, d.Clear())
+			require.Equal(t, 0, d.Len())
+			require.True(t, d.d.bare())
+			require.NoError(t, d.Arena().verify())
+			require.NoError(t, d.Set(1, "a"))
+			require.Equal(t, 1, d.Len())
+
+			w := newDictFor[uint64, uint64](t, testOptions{})
+			for i := range n {
+				require.NoError(t, w.Set(uint64(i), 1))
+			}
+			require.NoError(t, w.Clear())
+			require.Equal(t, 0, w.Len())
+			require.True(t, w.d.bare())
+			require.NoError(t, w.Arena().verify())
+		})
+	}
+}
+
+func TestEMDictGrow(t *testing.T) {
+	d := newDictFor[uint64, uint64](t, testOptions{})
+	require.Panics(t, func() { _ = d.Grow(-1) })
+	require.NoError(t, d.Grow(0))
+	require.True(t, d.d.bare())
+	require.NoError(t, d.Set(1, 2))
+	require.NoError(t, d.Grow(300_000))
+	require.NoError(t, d.Arena().verify())
+	before := d.d.size()
+	for i := range 300_000 {
+		require.NoError(t, d.Set(uint64(i), uint64(i)))
+	}
+	require.Equal(t, 300_000, d.Len())
+	require.InDelta(t, before, d.d.size(), float64(before)/10, "pages divided in spite of Grow")
+	require.NoError(t, d.Arena().verify())
+
+	s := newDictFor[string, uint64](t, testOptions{})
+	require.NoError(t, s.Grow(1000))
+}
+
+func TestEMDictSetAll(t *testing.T) {
+	d := newDictFor[uint64, uint64](t, testOptions{})
+	n, err := d.SetAll(func(yield func(uint64, uint64) bool) {})
+	require.NoError(t, err)
+	require.Zero(t, n)
+	n, err = d.SetAll(func(yield func(uint64, uint64) bool) {
+		for i := range uint64(1000) {
+			if !yield(i%500, i) {
+				return
+			}
+		}
+	})
+	require.NoError(t, err)
+	require.Equal(t, 1000, n)
+	require.Equal(t, 500, d.Len())
+
+	s := newDictFor[string, uint64](t, testOptions{})
+	n, err = s.SetAll(func(yield func(string, uint64) bool) {
+		_ = yield("a", 1) && yield(strings.Repeat("k", maxKeySize+1), 2) && yield("b", 3)
+	})
+	require.ErrorIs(t, err, ErrTooLarge)
+	require.Equal(t, 2, n)
+}
+
+// stringCodec is a codec that fails where it is told to.
+type stringCodec struct{ encode, decode func(string) error }
+
+func (stringCodec) Name() string { return "test string" }
+func (c stringCodec) Append(dst []byte, v string) ([]byte, error) {
+	if c.encode != nil {
+		if err := c.encode(v); err != nil {
+			return nil, err
+		}
+	}
+	return append(dst, v...), nil
+}
+func (c stringCodec) Decode(src []byte) (string, error) {
+	if c.decode != nil {
+		if err := c.decode(string(src)); err != nil {
+			return "", err
+		}
+	}
+	return string(src), nil
+}
+
+func TestEMDictCodecErrors(t *testing.T) {
+	bad := errors.New("bad")
+	refuse := func(what string) func(string) error {
+		return func(s string) error {
+			if s == what {
+				return bad
+			}
+			return nil
+		}
+	}
+	a := testArena(t, testOptions{})
+	d, err := Dict(a, "d", &DictOptions[string, string]{
+		KeyCodec:   stringCodec{encode: refuse("bad key")},
+		ValueCodec: stringCodec{encode: refuse("bad value"), decode: refuse("damaged")},
+	})
+	require.NoError(t, err)
+	require.NoError(t, d.Set("a", "1"))
+	require.ErrorIs(t, d.Set("bad key", ""), bad)
+	require.ErrorIs(t, d.Set("a", "bad value"), bad)
+	_, _, err = d.Compute("a", func(string, bool) (string, Op) { return "bad value", OpStore })
+	require.ErrorIs(t, err, bad)
+	v, ok, err := d.Get("a")
+	require.NoError(t, err)
+	require.True(t, ok)
+	require.Equal(t, "1", v)
+
+	require.NoError(t, d.Set("b", "damaged"))
+	_, ok, err = d.Get("b")
+	require.ErrorIs(t, err, bad)
+	require.False(t, ok)
+	var e *Error
+	require.ErrorAs(t, err, &e)
+	require.Equal(t, "d", e.Container)
+	require.NoError(t, d.Err())
+	for range d.Keys() {
+	}
+	require.NoError(t, d.Err(), "Keys does not look at values")
+	require.ErrorIs(t, a.View(func() error {
+		for range d.All() {
+		}
+		return nil
+	}), bad)
+	require.ErrorIs(t, d.Err(), bad)
+	require.ErrorIs(t, a.Err(), bad)
+	_, err = d.SetAll(func(yield func(string, string) bool) {
+		for range d.Values() {
+		}
+	})
+	require.ErrorIs(t, err, bad)
+	_, err = d.DeleteFunc(func(string, string) bool { return false })
+	require.ErrorIs(t, err, bad)
+}
+
+func TestEMDictClosed(t *testing.T) {
+	d := newDictFor[uint64, uint64](t, testOptions{})
+	s, err := Dict[string, string](d.Arena(), "s", nil)
+	require.NoError(t, err)
+	require.NoError(t, d.Set(1, 2))
+	require.NoError(t, s.Set("a", "b"))
+	require.NoError(t, d.Close(), "not the owner")
+	require.Equal(t, 1, d.Len())
+	check := func() {
+		_, _, err := d.Get(1)
+		require.ErrorIs(t, err, ErrClosed)
+		_, _, err = s.Get(strings.Repeat("k", maxKeySize+1))
+		require.ErrorIs(t, err, ErrClosed)
+		_, err = s.Contains("a")
+		require.ErrorIs(t, err, ErrClosed)
+		require.ErrorIs(t, d.Set(1, 2), ErrClosed)
+		_, err = d.Delete(1)
+		require.ErrorIs(t, err, ErrClosed)
+		_, err = d.DeleteFunc(func(uint64, uint64) bool { return true })
+		require.ErrorIs(t, err, ErrClosed)
+		require.ErrorIs(t, d.Clear(), ErrClosed)
+		require.ErrorIs(t, d.Grow(1), ErrClosed)
+		_, _, err = s.Swap("a", "b")
+		require.ErrorIs(t, err, ErrClosed)
+		_, _, err = s.GetOrSet("a", "b")
+		require.ErrorIs(t, err, ErrClosed)
+		_, _, err = s.Compute("a", func(string, bool) (string, Op) { t.Error("called"); return "", OpKeep })
+		require.ErrorIs(t, err, ErrClosed)
+		_, err = s.SetAll(func(func(string, string) bool) { t.Error("called") })
+		require.ErrorIs(t, err, ErrClosed)
+		require.Zero(t, d.Len())
+		for range d.All() {
+			t.Error("an entry")
+		}
+		require.ErrorIs(t, d.Err(), ErrClosed)
+	}
+	require.NoError(t, d.Arena().Sync())
+	_ = d.Arena().Err()
+	require.NoError(t, d.Arena().Close())
+	check()
+}
+
+func TestEMDictDropped(t *testing.T) {
+	a := testArena(t, testOptions{})
+	d, err := Dict[uint64, uint64](a, "d", nil)
+	require.NoError(t, err)
+	for i := range uint64(200_000) {
+		require.NoError(t, d.Set(i, i))
+	}
+	require.NoError(t, a.Drop("d"))
+	_, _, err = d.Get(1)
+	require.ErrorIs(t, err, ErrClosed)
+	require.ErrorIs(t, d.Set(1, 2), ErrClosed)
+	require.Zero(t, d.Len())
+	require.NoError(t, a.verify())
+	e, err := Dict[uint64, uint64](a, "d", nil)
+	require.NoError(t, err)
+	require.Zero(t, e.Len())
+}
+
+func TestEMDictRollback(t *testing.T) {
+	a := testArena(t, testOptions{})
+	d, err := Dict[uint64, string](a, "d", nil)
+	require.NoError(t, err)
+	require.NoError(t, d.Set(1, "one"))
+	require.NoError(t, a.Rollback())
+	require.Zero(t, d.Len(), "past its creation")
+	_, ok, err := d.Get(1)
+	require.NoError(t, err)
+	require.False(t, ok)
+	require.NoError(t, d.Clear())
+	ok, err = d.Delete(1)
+	require.NoError(t, err)
+	require.False(t, ok)
+	require.NoError(t, d.Set(2, "two"))
+	require.NoError(t, a.Sync())
+	for i := range uint64(50_000) {
+		require.NoError(t, d.Set(i, fmt.Sprint(i)))
+	}
+	require.NoError(t, a.Rollback())
+	require.Equal(t, 1, d.Len())
+	v, ok, err := d.Get(2)
+	require.NoError(t, err)
+	require.True(t, ok)
+	require.Equal(t, "two", v)
+	require.NoError(t, a.verify())
+
+	// A callback that a Rollback overtakes decides nothing.
+	_, _, err = d.Compute(2, func(string, bool) (string, Op) {
+		require.NoError(t, a.Rollback())
+		return "late", OpStore
+	})
+	require.ErrorIs(t, err, ErrRolledBack)
+	_, err = d.DeleteFunc(func(uint64, string) bool {
+		require.NoError(t, a.Rollback())
+		return true
+	})
+	require.ErrorIs(t, err, ErrRolledBack)
+	require.Equal(t, 1, d.Len())
+	require.NoError(t, d.Set(2, "free again"))
+}
+
+func TestEMDictReadOnly(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "d.emd")
+	d, err := OpenDict[uint64, uint64](path, nil)
+	require.NoError(t, err)
+	require.NoError(t, d.Set(1, 2))
+	require.NoError(t, d.Close())
+	d, err = OpenDict[uint64, uint64](path, &Options{ReadOnly: true})
+	require.NoError(t, err)
+	v, ok, err := d.Get(1)
+	require.NoError(t, err)
+	require.True(t, ok)
+	require.EqualValues(t, 2, v)
+	require.ErrorIs(t, d.Set(1, 3), ErrReadOnly)
+	_, err = d.Delete(7)
+	require.ErrorIs(t, err, ErrReadOnly)
+	require.ErrorIs(t, d.Clear(), ErrReadOnly)
+	_, _, err = d.Compute(1, func(uint64, bool) (uint64, Op) { t.Error("called"); return 0, OpKeep })
+	require.ErrorIs(t, err, ErrReadOnly)
+	_, err = d.DeleteFunc(func(uint64, uint64) bool { t.Error("called"); return false })
+	require.ErrorIs(t, err, ErrReadOnly)
+	require.NoError(t, d.Close())
+	_, err = OpenDict[string, uint64](path, nil)
+	require.ErrorIs(t, err, ErrTypeMismatch)
+}
+
+func TestEMDictDeleteFunc(t *testing.T) {
+	for name, mask := range hashMasks {
+		t.Run(name, func(t *testing.T) {
+			n := 20_000
+			if mask == 0 || raceEnabled {
+				n = 2000
+			}
+			d := newDictFor[uint64, string](t, testOptions{})
+			d.d.hashMask = mask
+			for i := range uint64(n) {
+				require.NoError(t, d.Set(i, strings.Repeat("v", int(i)%600)))
+			}
+			seen := map[uint64]int{}
+			gone, err := d.DeleteFunc(func(k uint64, v string) bool {
+				seen[k]++
+				assert.Len(t, v, int(k)%600)
+				return k%3 == 0
+			})
+			require.NoError(t, err)
+			require.Equal(t, (n+2)/3, gone)
+			require.Len(t, seen, n)
+			for k, times := range seen {
+				require.Equal(t, 1, times, "%d", k)
+			}
+			require.Equal(t, n-gone, d.Len())
+			require.NoError(t, d.Arena().verify())
+			require.Panics(t, func() {
+				_, _ = d.DeleteFunc(func(k uint64, v string) bool { panic("out") })
+			})
+			require.Equal(t, n-gone, d.Len())
+			rest, err := d.DeleteFunc(func(uint64, string) bool { return true })
+			require.NoError(t, err)
+			require.Equal(t, n-gone, rest)
+			require.True(t, d.d.bare())
+		})
+	}
+}
+
+func TestEMDictComputePanics(t *testing.T) {
+	d := newDictFor[uint64, uint64](t, testOptions{})
+	require.NoError(t, d.Set(1, 1))
+	for range 2 {
+		require.PanicsWithValue(t, "out", func() {
+			_, _, _ = d.Compute(1, func(uint64, bool) (uint64, Op) { panic("out") })
+		})
+		v, ok, err := d.Get(1)
+		require.NoError(t, err)
+		require.True(t, ok)
+		require.EqualValues(t, 1, v)
+	}
+	require.Panics(t, func() { _, _, _ = d.Compute(1, func(uint64, bool) (uint64, Op) { return 0, 77 }) })
+	v, ok, err := d.Compute(1, func(v uint64, ok bool) (uint64, Op) { return 5, OpKeep })
+	require.NoError(t, err)
+	require.True(t, ok)
+	require.EqualValues(t, 1, v)
+	require.NoError(t, d.Set(1, 2))
+}
+
+// While a loop runs, keys beside those it is asked about come and go, and the
+// dict grows and shrinks by much.
+func TestEMDictIterationWhileChanging(t *testing.T) {
+	for name, mask := range hashMasks {
+		t.Run(name, func(t *testing.T) {
+			stay, come := uint64(3000), uint64(60_000)
+			if mask != ^uint64(0) || raceEnabled {
+				stay, come = 500, 2500
+			}
+			d := newDictFor[uint64, uint64](t, testOptions{})
+			d.d.hashMask = mask
+			for i := range stay {
+				require.NoError(t, d.Set(i, i*7))
+			}
+			for round := range 4 {
+				seen := map[uint64]int{}
+				next := uint64(0)
+				for k, v := range d.All() {
+					if k < stay {
+						seen[k]++
+						require.Equal(t, k*7, v)
+					}
+					for range 1 + come/stay {
+						if next == come {
+							break
+						}
+						var err error
+						if round%2 == 0 {
+							err = d.Set(stay+next, 1)
+						} else {
+							_, err = d.Delete(stay + next)
+						}
+						require.NoError(t, err)
+						next++
+					}
+				}
+				require.NoError(t, d.Err())
+				require.Len(t, seen, int(stay))
+				for k, times := range seen {
+					require.Equal(t, 1, times, "%d", k)
+				}
+				require.NoError(t, d.Arena().verify())
+			}
+		})
+	}
+}
+
+func TestEMDictIterationStops(t *testing.T) {
+	d := newDictFor[uint64, uint64](t, testOptions{})
+	for i := range uint64(1000) {
+		require.NoError(t, d.Set(i, i))
+	}
+	n := 0
+	for range d.All() {
+		if n++; n == 10 {
+			break
+		}
+	}
+	require.Equal(t, 10, n)
+	keys, vals := 0, 0
+	for range d.Keys() {
+		keys++
+	}
+	for range d.Values() {
+		vals++
+	}
+	require.Equal(t, 1000, keys)
+	require.Equal(t, 1000, vals)
+}
+
+// Readers beside writers never see a value that nobody wrote.
+func TestEMDictConcurrent(t *testing.T) {
+	for name, mask := range hashMasks {
+		t.Run(name, func(t *testing.T) {
+			keys := 20_000
+			if mask != ^uint64(0) || raceEnabled {
+				keys = 600
+			}
+			t.Run("words", func(t *testing.T) {
+				testConcurrent(t, mask, keys, func(k, n uint64) uint64 { return k<<32 | n }, func(k uint64, v uint64) bool { return v>>32 == k })
+			})
+			t.Run("wide", func(t *testing.T) {
+				type wide [12]uint64
+				testConcurrent(t, mask, keys/4, func(k, n uint64) (w wide) {
+					for i := range w {
+						w[i] = k<<32 | n
+					}
+					return w
+				}, func(k uint64, w wide) bool {
+					for _, x := range w {
+						if x != w[0] || x>>32 != k {
+							return false
+						}
+					}
+					return true
+				})
+			})
+			t.Run("strings", func(t *testing.T) {
+				testConcurrent(t, mask, keys/8, func(k, n uint64) string {
+					return strings.Repeat(fmt.Sprintf("%d,%d;", k, n%10), 1+int(k*n)%120)
+				}, func(k uint64, s string) bool {
+					unit, _, _ := strings.Cut(s, ";")
+					key, _, _ := strings.Cut(unit, ",")
+					return key == fmt.Sprint(k) && s == strings.Repeat(unit+";", len(s)/(len(unit)+1))
+				})
+			})
+		})
+	}
+}
+
+func testConcurrent[V any](t *testing.T, mask uint64, keys int, val func(k, n uint64) V, good func(k uint64, v V) bool) {
+	d := newDictFor[uint64, V](t, testOptions{})
+	d.d.hashMask = mask
+	const writers, readers = 3, 3
+	rounds := 4
+	var writing, reading sync.WaitGroup
+	var stop atomic.Bool
+	for w := range writers {
+		writing.Go(func() {
+			r := rand.New(rand.NewPCG(1, uint64(w)))
+			for i := range rounds * keys {
+				k := r.Uint64N(uint64(keys))
+				var err error
+				// Phases of growing and of shrinking.
+				if r.IntN(10) < 2+6*(i/keys%2) {
+					_, err = d.Delete(k)
+				} else {
+					err = d.Set(k, val(k, uint64(i)))
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for i := range readers {
+		reading.Go(func() {
+			r := rand.New(rand.NewPCG(2, uint64(i)))
+			for !stop.Load() {
+				k := r.Uint64N(uint64(keys))
+				v, ok, err := d.Get(k)
+				if err != nil || ok && !good(k, v) {
+					t.Errorf("key %d: %v, %v", k, v, err)
+					return
+				}
+				if r.IntN(1000) == 0 {
+					for k, v := range d.All() {
+						if !good(k, v) {
+							t.Errorf("key %d: %v", k, v)
+							return
+						}
+					}
+				}
+				runtime.Gosched()
+			}
+		})
+	}
+	writing.Wait()
+	stop.Store(true)
+	reading.Wait()
+	require.NoError(t, d.Err())
+	require.NoError(t, d.Arena().verify())
+}
+
+func TestEMDictComputeAtomic(t *testing.T) {
+	for name, mask := range hashMasks {
+		t.Run(name, func(t *testing.T) {
+			d := newDictFor[uint64, uint64](t, testOptions{})
+			d.d.hashMask = mask
+			const goroutines, rounds, keys = 4, 4000, 50
+			var wg sync.WaitGroup
+			var calls atomic.Int64
+			for g := range goroutines {
+				wg.Go(func() {
+					for i := range rounds {
+						_, _, err := d.Compute(uint64(i%keys), func(v uint64, ok bool) (uint64, Op) {
+							calls.Add(1)
+							return v + 1, OpStore
+						})
+						if err != nil {
+							t.Error(err)
+						}
+						// The dict grows meanwhile, and fans out.
+						if err := d.Set(uint64(1000+(g*rounds+i)*7), 1); err != nil && mask == ^uint64(0) {
+							t.Error(err)
+						}
+					}
+				})
+				if mask == 0 {
+					break // chains make it slow
+				}
+			}
+			wg.Wait()
+			sum := uint64(0)
+			for k, v := range d.All() {
+				if k < keys {
+					sum += v
+				}
+			}
+			require.EqualValues(t, calls.Load(), sum)
+			require.NoError(t, d.Arena().verify())
+		})
+	}
+}
+
+// Callbacks use other dicts, in both directions at once.
+func TestEMDictCallbacksMeet(t *testing.T) {
+	arena := testArena(t, testOptions{})
+	x, err := Dict[uint64, uint64](arena, "x", nil)
+	require.NoError(t, err)
+	y, err := Dict[uint64, uint64](arena, "y", nil)
+	require.NoError(t, err)
+	var wg sync.WaitGroup
+	meet := func(from, to *EMDict[uint64, uint64], own, other uint64) {
+		wg.Go(func() {
+			for i := range uint64(3000) {
+				_, _, err := from.Compute(own+i%10, func(v uint64, _ bool) (uint64, Op) {
+					if err := to.Set(other+i, i); err != nil {
+						t.Error(err)
+					}
+					if _, err := to.Delete(other + i); err != nil {
+						t.Error(err)
+					}
+					return v + 1, OpStore
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	meet(x, y, 0, 1000)
+	meet(y, x, 0, 100_000)
+	meet(x, y, 20, 200_000)
+	meet(y, x, 20, 300_000)
+	wg.Wait()
+	sum := uint64(0)
+	for _, v := range x.All() {
+		sum += v
+	}
+	for _, v := range y.All() {
+		sum += v
+	}
+	require.EqualValues(t, 12000, sum)
+}
+
+// Changes of a key wait for the callback that decides about it, those of
+// others do not.
+func TestEMDictBusyKeyWaits(t *testing.T) {
+	d := newDictFor[uint64, uint64](t, testOptions{})
+	done := make(chan struct{})
+	_, _, err := d.Compute(1, func(uint64, bool) (uint64, Op) {
+		go func() {
+			defer close(done)
+			assert.NoError(t, d.Set(1, 100))
+		}()
+		other := make(chan struct{})
+		go func() {
+			defer close(other)
+			// Enough to fan out while the key is busy.
+			for i := range uint64(150_000) {
+				if err := d.Set(10+i, i); err != nil {
+					t.Error(err)
+				}
+			}
+		}()
+		<-other
+		select {
+		case <-done:
+			t.Error("Set did not wait")
+		default:
+		}
+		return 1, OpStore
+	})
+	require.NoError(t, err)
+	<-done
+	v, _, err := d.Get(1)
+	require.NoError(t, err)
+	require.EqualValues(t, 100, v)
+}
+
+func TestEMDictAllocations(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	words := newDictFor[uint64, uint64](t, testOptions{})
+	type rec struct{ A, B, C uint64 }
+	wide := newDictFor[[16]byte, rec](t, testOptions{})
+	texts := newDictFor[string, uint64](t, testOptions{})
+	key := "a key of some length"
+	for name, fn := range map[string]func(){
+		"words set": func() { _ = words.Set(7, 8) },
+		"words get": func() { _, _, _ = words.Get(7) },
+		"wide set":  func() { _ = wide.Set([16]byte{1}, rec{1, 2, 3}) },
+		"wide get":  func() { _, _, _ = wide.Get([16]byte{1}) },
+		"text set":  func() { _ = texts.Set(key, 5) },
+		"text get":  func() { _, _, _ = texts.Get(key) },
+		"has":       func() { _, _ = words.Contains(7) },
+	} {
+		fn()
+		assert.Zero(t, testing.AllocsPerRun(100, fn), name)
+	}
+}
