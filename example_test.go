@@ -1,0 +1,375 @@
+package emd_test
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/emd-go/emd"
+)
+
+// The program of the README and of the package documentation: it prints how
+// often it has been run.
+func Example() {
+	defer inTempFolder()()
+
+	runs, err := emd.OpenDict[string, int]("runs.emd", nil) // a file, created if absent
+	if err != nil {
+		log.Fatal(err)
+	}
+	next := func(n int, ok bool) (int, emd.Op) { return n + 1, emd.OpStore }
+	n, _, err := runs.Compute("total", next)
+	if err := errors.Join(err, runs.Close()); err != nil { // Close commits
+		log.Fatal(err)
+	}
+	fmt.Println("run", n)
+
+	// Output:
+	// run 1
+}
+
+// A list is used as a slice is.
+func ExampleEMList() {
+	defer inTempFolder()()
+
+	primes, err := emd.OpenList[uint32]("primes.emd", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer primes.Close()
+
+	if err := primes.Append(2, 3, 5, 9); err != nil {
+		log.Fatal(err)
+	}
+	if err := primes.Set(3, 7); err != nil {
+		log.Fatal(err)
+	}
+	for i, p := range primes.All() {
+		fmt.Println(i, p)
+	}
+	if err := primes.Err(); err != nil { // damage ends a loop early
+		log.Fatal(err)
+	}
+	if err := primes.Sync(); err != nil { // from here on the changes are safe
+		log.Fatal(err)
+	}
+
+	// Output:
+	// 0 2
+	// 1 3
+	// 2 5
+	// 3 7
+}
+
+// A dict is used as a map is.
+func ExampleEMDict() {
+	defer inTempFolder()()
+
+	ages, err := emd.OpenDict[string, int]("ages.emd", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer ages.Close()
+
+	if err := ages.Set("Ada", 36); err != nil {
+		log.Fatal(err)
+	}
+	age, ok, err := ages.Get("Ada")
+	fmt.Println(age, ok, err)
+
+	ok, err = ages.Delete("Ada")
+	fmt.Println(ok, err, ages.Len())
+
+	age, ok, err = ages.Get("Ada")
+	fmt.Println(age, ok, err)
+
+	// Output:
+	// 36 true <nil>
+	// true <nil> 0
+	// 0 false <nil>
+}
+
+// Compute reads and writes the value of a key in one step: here, to count.
+func ExampleEMDict_Compute() {
+	defer inTempFolder()()
+
+	counts, err := emd.OpenDict[string, uint64]("counts.emd", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer counts.Close()
+
+	increment := func(n uint64, ok bool) (uint64, emd.Op) { return n + 1, emd.OpStore }
+	for _, word := range strings.Fields("to be or not to be") {
+		if _, _, err := counts.Compute(word, increment); err != nil {
+			log.Fatal(err)
+		}
+	}
+	n, _, err := counts.Get("be")
+	fmt.Println(n, err)
+
+	// A key goes when its count does.
+	decrement := func(n uint64, ok bool) (uint64, emd.Op) {
+		if n <= 1 {
+			return 0, emd.OpRemove
+		}
+		return n - 1, emd.OpStore
+	}
+	_, ok, err := counts.Compute("not", decrement)
+	fmt.Println(ok, err, counts.Len())
+
+	// Output:
+	// 2 <nil>
+	// false <nil> 3
+}
+
+// Update is a transaction: all of its changes, or none.
+func ExampleArena_Update() {
+	defer inTempFolder()()
+
+	accounts, err := emd.OpenDict[string, int]("bank.emd", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer accounts.Close()
+	if err := accounts.Set("ann", 100); err != nil {
+		log.Fatal(err)
+	}
+
+	transfer := func(from, to string, amount int) error {
+		return accounts.Arena().Update(func() error {
+			add := func(who string, amount int) error {
+				balance, _, err := accounts.Get(who)
+				if err != nil {
+					return err
+				}
+				if balance+amount < 0 {
+					return errors.New(who + " cannot pay that")
+				}
+				return accounts.Set(who, balance+amount)
+			}
+			if err := add(to, amount); err != nil {
+				return err
+			}
+			return add(from, -amount) // on an error the line above is undone
+		})
+	}
+	fmt.Println(transfer("ann", "bob", 70))
+	fmt.Println(transfer("ann", "bob", 70))
+
+	for _, who := range []string{"ann", "bob"} {
+		balance, _, err := accounts.Get(who)
+		fmt.Println(who, balance, err)
+	}
+
+	// Output:
+	// <nil>
+	// ann cannot pay that
+	// ann 30 <nil>
+	// bob 70 <nil>
+}
+
+// Rollback goes back to the last commit.
+func ExampleArena_Rollback() {
+	defer inTempFolder()()
+
+	list, err := emd.OpenList[string]("notes.emd", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer list.Close()
+
+	if err := list.Append("keep"); err != nil {
+		log.Fatal(err)
+	}
+	if err := list.Sync(); err != nil {
+		log.Fatal(err)
+	}
+	if err := list.Append("regret"); err != nil {
+		log.Fatal(err)
+	}
+	if err := list.Arena().Rollback(); err != nil {
+		log.Fatal(err)
+	}
+	for _, note := range list.All() {
+		fmt.Println(note)
+	}
+
+	// Output:
+	// keep
+}
+
+// An arena holds any number of containers, which commit together.
+func ExampleOpen() {
+	defer inTempFolder()()
+
+	arena, err := emd.Open("graph.emd", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer arena.Close()
+
+	type edge struct{ From, To uint32 }
+	names, err := emd.Dict[uint32, string](arena, "names", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	edges, err := emd.List[edge](arena, "edges", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	err = arena.Update(func() error {
+		return errors.Join(
+			names.Set(1, "main"),
+			names.Set(2, "init"),
+			edges.Append(edge{From: 1, To: 2}),
+			arena.SetMeta("schema", []byte("1")),
+		)
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	for c := range arena.Containers() {
+		fmt.Println(c.Kind, c.Name, c.Len)
+	}
+	schema, ok := arena.Meta("schema")
+	fmt.Printf("%s %v\n", schema, ok)
+
+	// Output:
+	// list edges 1
+	// dict names 2
+	// 1 true
+}
+
+// A loop follows the hash, so the order of keys means nothing. View makes sure
+// that it saw them all.
+func ExampleEMDict_All() {
+	defer inTempFolder()()
+
+	sizes, err := emd.OpenDict[string, int64]("sizes.emd", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer sizes.Close()
+	if err := errors.Join(sizes.Set("a.go", 120), sizes.Set("b.go", 80), sizes.Set("c.txt", 500)); err != nil {
+		log.Fatal(err)
+	}
+
+	var total int64
+	err = sizes.Arena().View(func() error { // fails if damage ended the loop
+		for name, size := range sizes.All() {
+			if strings.HasSuffix(name, ".go") {
+				total += size
+			}
+		}
+		return nil
+	})
+	fmt.Println(total, err)
+
+	names := slices.Sorted(sizes.Keys())
+	fmt.Println(names, sizes.Err())
+
+	// Output:
+	// 200 <nil>
+	// [a.go b.go c.txt] <nil>
+}
+
+// Range loops over a part of a list, as over the slice list[2:4].
+func ExampleEMList_Range() {
+	defer inTempFolder()()
+
+	letters, err := emd.OpenList[string]("letters.emd", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer letters.Close()
+	if err := letters.Append("a", "b", "c", "d", "e"); err != nil {
+		log.Fatal(err)
+	}
+
+	for i, letter := range letters.Range(2, 4) {
+		fmt.Println(i, letter)
+	}
+	if err := letters.Err(); err != nil {
+		log.Fatal(err)
+	}
+
+	// Output:
+	// 2 c
+	// 3 d
+}
+
+// A Person holds a string, so its size varies and it needs a codec.
+type Person struct {
+	Name string
+	Born int64
+}
+
+// PersonCodec keeps a Person as the year of birth, then the name.
+type PersonCodec struct{}
+
+func (PersonCodec) Name() string { return "example.com/Person v1" }
+
+func (PersonCodec) Append(dst []byte, p Person) ([]byte, error) {
+	dst = binary.AppendVarint(dst, p.Born)
+	return append(dst, p.Name...), nil
+}
+
+func (PersonCodec) Decode(src []byte) (Person, error) {
+	born, n := binary.Varint(src)
+	if n <= 0 {
+		return Person{}, errors.New("no year of birth")
+	}
+	return Person{Name: string(src[n:]), Born: born}, nil // string copies: src must not be kept
+}
+
+// A codec of one's own makes any type fit for a container.
+func ExampleCodec() {
+	defer inTempFolder()()
+
+	arena, err := emd.Open("people.emd", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer arena.Close()
+
+	people, err := emd.Dict(arena, "people", &emd.DictOptions[uint64, Person]{ValueCodec: PersonCodec{}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := people.Set(1, Person{Name: "Ada Lovelace", Born: 1815}); err != nil {
+		log.Fatal(err)
+	}
+	p, ok, err := people.Get(1)
+	fmt.Println(p.Name, p.Born, ok, err)
+
+	// Output:
+	// Ada Lovelace 1815 true <nil>
+}
+
+// inTempFolder makes a new folder the current one, so that the examples can
+// name their files as a program would, until the function it returns is called.
+func inTempFolder() (leave func()) {
+	old, err := os.Getwd()
+	if err != nil {
+		log.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "emd-example-")
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := os.Chdir(dir); err != nil {
+		log.Fatal(err)
+	}
+	return func() {
+		if err := os.Chdir(old); err != nil {
+			log.Fatal(err)
+		}
+		os.RemoveAll(dir) // a leftover in the folder for temporary files does no harm
+	}
+}
