@@ -485,10 +485,11 @@ func (al *allocator) committed() {
 	al.freed = al.freed[:0]
 }
 
-func (al *allocator) rolledBack(end uint64) error {
+// rolledBack also learns from where on new space is zero.
+func (al *allocator) rolledBack(end, zeros uint64) error {
 	al.mu.Lock()
-	al.stale = max(al.stale, al.end)
 	al.end = end
+	al.stale = max(al.stale, zeros)
 	al.freed = al.freed[:0]
 	al.mu.Unlock()
 	return al.load()

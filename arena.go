@@ -269,8 +269,8 @@ func (a *Arena) create(chunkSize int64) (err error) {
 		return err
 	}
 	defer func() {
-		if rerr := a.fs.Remove(temp); err == nil {
-			err = rerr
+		if left := a.fs.Remove(temp); err == nil && !errors.Is(left, fs.ErrNotExist) {
+			err = left
 		}
 	}()
 	err = a.buildFile(f, id, seed, chunkSize)
@@ -777,7 +777,8 @@ func (a *Arena) opError(op string, h *handle, off int64, err error) error {
 		}
 		err = e
 	}
-	if a.updater.Load() != 0 {
+	// Another goroutine that uses what is dropped or closed changes nothing.
+	if a.updater.Load() != 0 && (!errors.Is(err, ErrClosed) || a.inUpdate()) {
 		a.updateErr.CompareAndSwap(nil, &err)
 	}
 	return err
@@ -788,6 +789,9 @@ func (a *Arena) opError(op string, h *handle, off int64, err error) error {
 func (a *Arena) fault(h *handle, op string, off int64, err error) {
 	err = a.opError(op, h, off, err)
 	h.err.CompareAndSwap(nil, &err)
+	if errors.Is(err, ErrClosed) {
+		return // the end of the container is no fault of the data
+	}
 	a.faultMu.Lock()
 	defer a.faultMu.Unlock()
 	a.faultCount++

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math/bits"
+	"runtime"
+	"sync/atomic"
 	"unsafe"
 )
 
@@ -803,6 +805,11 @@ func (d *dict) clearSlot(no pageNo, b *bucket, i int) {
 // Words: keys and values of 8 bytes each are the commonest and get code of
 // their own for the layout of lines, four slots to a line, unrolled.
 
+// wholeWords says that a store of 8 bytes is one for readers, and that stores
+// and loads keep their order. Then changing a slot needs no counter: value first,
+// key second, or the value alone, are consistent at each moment.
+const wholeWords = runtime.GOARCH == "amd64"
+
 // getWord is get for words.
 func (d *dict) getWord(key uint64) (val uint64, ok bool, err error) {
 	if optimistic && key != 0 {
@@ -810,21 +817,51 @@ func (d *dict) getWord(key uint64) (val uint64, ok bool, err error) {
 		t := d.table.Load()
 		seg := t.segment(h)
 		if s := seg.seq.Load(); s&1 == 0 {
-			if no, same := seg.bucketAt(t, h, s); same && no != 0 {
-				if b := (*bucket)(d.a.space.peek(no)); b != nil {
-					val, ok, ended := b.findWord(h, key)
-					readFence()
-					if seg.seq.Load() == s && ended {
-						return val, ok, nil
-					}
+			no, same := seg.bucketAt(t, h, s)
+			if b := d.peek(no); b != nil && same && no != 0 {
+				val, ok, ended := b.findWord(h, key)
+				readFence()
+				if seg.seq.Load() == s && ended {
+					return val, ok, nil
 				}
 			}
 		}
 	}
+	return d.getWordSlow(key)
+}
+
+func (d *dict) getWordSlow(key uint64) (val uint64, ok bool, err error) {
 	var k, v [8]byte
 	binary.LittleEndian.PutUint64(k[:], key)
 	_, ok, err = d.get(v[:0], d.hashWord(key), k[:])
 	return binary.LittleEndian.Uint64(v[:]), ok, err
+}
+
+// prefetch asks for the line where a search for h in lines begins. What it
+// goes by may be changing: then it asks for another line.
+func (d *dict) prefetch(h uint64) {
+	if !optimistic {
+		return
+	}
+	t := d.table.Load()
+	seg := t.segment(h)
+	if no, same := seg.bucketAt(t, h, seg.seq.Load()); same {
+		if b := d.peek(no); b != nil {
+			prefetch(unsafe.Add(unsafe.Pointer(b), lineSize+home(h, lineCount)*lineSize))
+		}
+	}
+}
+
+// peek is space.peek for a page of a chunk that is in use already, else nil.
+// Small enough to be inlined.
+func (d *dict) peek(p pageNo) *bucket {
+	mem := d.space.table.Load().mem
+	if i := p >> d.space.shift; uint(i) < uint(len(mem)) {
+		if m := atomic.LoadPointer(&mem[i]); m != nil {
+			return (*bucket)(unsafe.Add(m, uintptr(p&d.space.mask)<<pageShift))
+		}
+	}
+	return nil
 }
 
 // findWord returns the value of key, which is not 0. The search has not ended
@@ -861,10 +898,24 @@ func (b *bucket) findWord(h, key uint64) (val uint64, ok, ended bool) {
 	return 0, false, false
 }
 
+// copy copies a page that writers may be changing. Of words that are stored
+// without a counter, key before value, as the copy must not miss the
+// value of a key that it has.
+func (b *bucket) copy(src *bucket, l *layout) {
+	if !wholeWords || l.kind != layoutLines || l.slot != 16 {
+		*b = *src
+		return
+	}
+	for off := 0; off < pageSize; off += 8 {
+		b.setWord(off, src.word(off))
+	}
+}
+
 // setWord is a changeSet of words.
 func (d *dict) setWord(key, val uint64) error {
 	h := d.hashWord(key)
 	if key != 0 {
+		d.prefetch(h)
 		t, seg, err := d.enter(h, 16, nil)
 		if err != nil {
 			return err
@@ -886,33 +937,47 @@ func (d *dict) setWord(key, val uint64) error {
 // slot near home.
 func (d *dict) storeWord(t *segmentTable, seg *segment, h, key, val uint64) bool {
 	no := seg.bucket(t, h)
-	b := (*bucket)(d.a.space.peek(no))
+	b := d.peek(no)
 	if no == 0 || b == nil {
 		return false
 	}
 	off := lineSize + home(h, lineCount)*lineSize
 	for range maxDistance + 1 {
-		for slot := off; slot < off+lineSize; slot += 16 {
-			switch b.word(slot) {
-			case key:
-				d.a.space.touch(no, 1<<(off>>lineShift))
-				seg.begin()
-				b.setWord(slot+8, val)
-				seg.end()
-				return true
-			case 0:
-				d.a.space.touch(no, 1<<(off>>lineShift))
-				seg.begin()
-				b.setWord(slot+8, val)
-				b.setWord(slot, key)
-				seg.end()
-				seg.count(+1)
-				return true
+		// As in findWord, without a branch for each slot.
+		k0, k1, k2, k3 := b.word(off), b.word(off+16), b.word(off+32), b.word(off+48)
+		at := -1
+		if k3 == key || k3 == 0 {
+			at = 48
+		}
+		if k2 == key || k2 == 0 {
+			at = 32
+		}
+		if k1 == key || k1 == 0 {
+			at = 16
+		}
+		if k0 == key || k0 == 0 {
+			at = 0
+		}
+		if at < 0 {
+			if off += lineSize; off == pageSize {
+				off = lineSize
 			}
+			continue
 		}
-		if off += lineSize; off == pageSize {
-			off = lineSize
+		isNew := b.word(off+at) == 0
+		d.a.space.touch(no, 1<<(off>>lineShift))
+		if !wholeWords {
+			seg.begin()
 		}
+		b.setWord(off+at+8, val)
+		b.setWord(off+at, key)
+		if !wholeWords {
+			seg.end()
+		}
+		if isNew {
+			seg.count(+1)
+		}
+		return true
 	}
 	return false
 }

@@ -287,7 +287,7 @@ func (a *Arena) register(c container) {
 func (a *Arena) unregister(name string) {
 	a.openMu.Lock()
 	defer a.openMu.Unlock()
-	a.unregister(name)
+	delete(a.open, name)
 }
 
 // reload has all containers forget what they cached, after a rollback, and
@@ -465,10 +465,11 @@ func (a *Arena) Meta(key string) ([]byte, bool) {
 	}
 	b, ok, err := a.meta.getBytes([]byte(key))
 	if err != nil {
-		if !errors.Is(err, ErrClosed) {
-			a.fault(&a.meta.handle, "meta", 0, err)
-		}
+		a.fault(&a.meta.handle, "meta", 0, err)
 		return nil, false
+	}
+	if ok && b == nil {
+		b = []byte{}
 	}
 	return b, ok
 }

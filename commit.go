@@ -172,7 +172,7 @@ func (a *Arena) capture() (*captured, error) {
 		return nil, err
 	}
 	if err := a.space.settle(from, to); err != nil {
-		return nil, hard(err)
+		return nil, err
 	}
 	c := &captured{oldBorder: from}
 	length := int64(recHeader) + int64(to-from)/unitPages*4 + recSum
@@ -339,14 +339,12 @@ func (s *space) dirtyWord(p pageNo) *uint64 {
 // down, anew.
 func (s *space) recountFresh(end uint64) {
 	fresh := int64(0)
-	for p := s.border.Load(); p < end; {
-		c, in := s.chunkOf(p)
-		n := pageNo(min(end-p, uint64(s.mask)+1-uint64(in)))
+	_ = s.eachRange(s.border.Load(), end, func(c *chunk, in, n pageNo) error {
 		for o := in >> s.osShift; o < (in+n)>>s.osShift; o++ {
 			fresh += int64(atomic.LoadUint64(&c.owned[o>>6]) >> (o & 63) & 1)
 		}
-		p += uint64(n)
-	}
+		return nil
+	})
 	s.fresh.Store(fresh * s.osPageBytes())
 }
 
@@ -362,21 +360,20 @@ func (a *Arena) checkpoint() error {
 }
 
 func (a *Arena) checkpointNow() error {
-	if a.header.state != headerLive || a.log.seq == 0 {
-		return nil
-	}
 	a.gate.close()
 	defer a.gate.open()
-	if err := a.applyOwnLog(); err != nil {
-		return err
+	if a.header.state == headerLive && a.log.seq > 0 {
+		if err := a.applyOwnLog(); err != nil {
+			return err
+		}
+		size := a.log.size()
+		if err := a.nextGeneration(headerLive, nextStart(a.log.start, a.log.tail, minAreaSize)); err != nil {
+			return err
+		}
+		a.stats.checkpoints.Add(1)
+		a.logger().Debug("checkpoint", "path", a.path, "log", size)
 	}
-	size := a.log.size()
-	if err := a.nextGeneration(headerLive, nextStart(a.log.start, a.log.tail, minAreaSize)); err != nil {
-		return err
-	}
-	a.stats.checkpoints.Add(1)
-	a.logger().Debug("checkpoint", "path", a.path, "log", size)
-	return a.afterCheckpoint()
+	return a.afterCheckpoint() // a Rollback too leaves private copies behind
 }
 
 // applyOwnLog brings the file up to the last commit (R6, steps 1 and 2). The
@@ -483,22 +480,22 @@ func (a *Arena) restore() error {
 	if err := a.restorePages(); err != nil {
 		return err
 	}
-	if err := a.alloc.rolledBack(a.space.border.Load()); err != nil {
+	end, _ := a.alloc.usage()
+	zeros, err := a.space.discardFresh(end)
+	if err != nil {
+		return err
+	}
+	if err := a.alloc.rolledBack(a.space.border.Load(), zeros); err != nil {
 		return err
 	}
 	return a.catalog.load(a.header.catalog)
 }
 
+// restorePages gives the changed logged pages their committed bytes.
 func (a *Arena) restorePages() error {
-	end, _ := a.alloc.usage()
-	err := a.space.eachDirty(0, end, func(d dirtyPage) error {
-		b := a.space.page(d.no)
-		n, err := a.file.ReadAt(b[:], int64(d.no)<<pageShift)
-		if err == io.EOF {
-			clear(b[n:])
-			err = nil
-		}
-		return err
+	border := a.space.border.Load()
+	err := a.space.eachDirty(0, border, func(d dirtyPage) error {
+		return readWhole(a.file, a.space.page(d.no)[:], int64(d.no)<<pageShift)
 	})
 	if err != nil {
 		return err
@@ -520,9 +517,7 @@ func (a *Arena) restorePages() error {
 			}
 		}
 	}
-	err = a.space.eachDirty(0, end, func(d dirtyPage) error { *d.word = 0; return nil })
-	a.space.sweep()
-	return err
+	return a.space.eachDirty(0, border, func(d dirtyPage) error { *d.word = 0; return nil })
 }
 
 // recoverLog applies what a crash left in the log to the file (R7) and leaves

@@ -80,9 +80,10 @@
 //
 // Any number of goroutines may use the same arenas and containers at once.
 // Readers take no locks: they wait neither for each other nor for the disk writes
-// of a commit or checkpoint. Each operation on one element is atomic;
-// [EMList.Append] and others that take many elements are atomic element by element. [EMDict.Compute] is how to
-// change a value that depends on the old one.
+// of a commit or checkpoint. Each operation on one element is atomic; of
+// [EMList.Append] and others that take many elements, readers see one element
+// after the other. [EMDict.Compute] is how to change a value that depends on the
+// old one.
 //
 // Functions given to the library, such as those of [EMDict.Compute] and
 // [EMDict.DeleteFunc], run exactly once for each element. They may use other
@@ -114,9 +115,10 @@
 // which then fails, or look at the Err method of the container or arena
 // afterwards. Inside [Arena.Update] such a loop makes the Update fail.
 //
-// A dict is read in the order of its hash. Changes during a loop are allowed: an
-// entry that is there all the time is yielded once, one that comes or goes
-// meanwhile, once or not at all.
+// A dict is read in the order of its hashes, which is no order of the keys; a
+// list up to the length that it had when the loop began. Changes during a loop,
+// also by its body, are allowed: an entry of a dict that is there all the time is
+// yielded once, one that comes or goes meanwhile, once or not at all.
 //
 // # Processes
 //

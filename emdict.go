@@ -418,6 +418,11 @@ func (d *EMDict[K, V]) scan(keys, vals bool, yield func(K, V) bool) {
 }
 
 func (d *EMDict[K, V]) scanCursor(c *cursor, keys, vals bool, yield func(K, V) bool) error {
+	if d.words {
+		return c.eachWord(func(k, v uint64) bool {
+			return yield(*(*K)(unsafe.Pointer(&k)), *(*V)(unsafe.Pointer(&v)))
+		})
+	}
 	for c.next() {
 		k, v, ok, err := d.entry(c, keys, vals)
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"reflect"
 	"sync"
 	"unsafe"
 )
@@ -36,7 +37,7 @@ type EMList[T any] struct {
 	l     *list
 	codec *typeCodec[T]
 	raw   bool // a slot holds the memory of a T
-	word  bool // and the machine loads it whole
+	word  bool // and T is a number, which the machine loads at once
 	alone bool // in a file of its own, which Close closes
 }
 
@@ -73,7 +74,7 @@ func openList[T any](a *Arena, name string, opts *ListOptions[T]) (*EMList[T], e
 		return nil, fmt.Errorf("%w: codec %s has the name of another encoding", ErrTypeMismatch, codec.sig)
 	}
 	raw := codec.raw && !l.refs
-	return &EMList[T]{l: l, codec: codec, raw: raw, word: raw && l.word}, nil
+	return &EMList[T]{l: l, codec: codec, raw: raw, word: raw && l.word && isScalar[T]()}, nil
 }
 
 // OpenList opens the file at path and in it the list "main"; both are created
@@ -125,43 +126,38 @@ func (e *EMList[T]) Len() int {
 
 // Get returns element i. It panics if the list has none.
 func (e *EMList[T]) Get(i int) (T, error) {
-	if optimistic {
-		var v T
-		if e.word && loadWord(e.l, i, &v) || e.raw && !e.word && e.l.tryRead(memoryOf(&v), i) {
-			return v, nil
-		}
+	if v, ok := e.tryGet(i); ok {
+		return v, nil
 	}
 	return e.get(i)
 }
 
-// loadWord is Get without disturbance by writers. It is false when there was
-// one, or damage, or a bad index.
-func loadWord[T any](l *list, i int, v *T) bool {
+// tryGet is Get of a number without disturbance by writers. It is short, so
+// that the processor can wait for the elements of several calls at once.
+func (e *EMList[T]) tryGet(i int) (v T, ok bool) {
+	if !e.word || !optimistic {
+		return v, false
+	}
+	l := e.l
 	shape := l.shape.n.Load()
 	first := l.first.Load()
 	if uint64(i) >= l.end.Load()-first || shape&1 != 0 {
-		return false
+		return v, false
 	}
-	p := l.wordAt(first + uint64(i))
+	p := l.memoryAt(first + uint64(i))
 	if p == nil {
-		return false
+		return v, false
 	}
-	switch unsafe.Sizeof(*v) { // a constant: one load remains
-	case 8:
-		*(*uint64)(unsafe.Pointer(v)) = *(*uint64)(p)
-	case 4:
-		*(*uint32)(unsafe.Pointer(v)) = *(*uint32)(p)
-	case 2:
-		*(*uint16)(unsafe.Pointer(v)) = *(*uint16)(p)
-	case 1:
-		*(*uint8)(unsafe.Pointer(v)) = *(*uint8)(p)
-	}
+	v = *(*T)(p)
 	readFence()
-	return l.shape.n.Load() == shape
+	return v, l.shape.n.Load() == shape
 }
 
 // get is Get in all cases.
 func (e *EMList[T]) get(i int) (v T, err error) {
+	if e.raw && optimistic && e.l.tryRead(memoryOf(&v), i) {
+		return v, nil
+	}
 	s := newScratch()
 	defer s.done()
 	var el element
@@ -229,39 +225,45 @@ func (e *EMList[T]) append(v []T) error {
 		return err
 	case e.raw && n <= e.l.pieceLen():
 		return e.l.appendSlots(bytesOf(v), uint64(n), false)
-	case e.raw:
-		return e.l.appendPieces(func() (piece, bool, error) {
-			part := v[:min(len(v), e.l.pieceLen())]
-			v = v[len(part):]
-			return piece{slots: bytesOf(part), n: len(part)}, len(v) == 0, nil
-		})
-	case n <= maxEncoded:
+	case !e.raw && n <= maxEncoded:
 		s := newScratch()
 		defer s.done()
 		if err := e.encodeAll(s, v); err != nil {
 			return err
 		}
 		return e.l.appendPiece(s.piece(e.l), false)
-	default:
-		return e.appendEncoded(v)
 	}
+	a := e.l.newAppending()
+	defer a.close()
+	for len(v) > 0 {
+		n := len(v)
+		if e.raw {
+			n = min(n, e.l.pieceLen())
+			if err := a.add(piece{slots: bytesOf(v[:n]), n: n}); err != nil {
+				return err
+			}
+		} else {
+			n = min(n, maxEncoded)
+			if err := e.addEncoded(&a, v[:n]); err != nil {
+				return err
+			}
+		}
+		v = v[n:]
+	}
+	a.finished = true
+	return nil
 }
 
 // maxEncoded is how many elements are encoded before they are appended.
 const maxEncoded = 1024
 
-func (e *EMList[T]) appendEncoded(v []T) error {
+func (e *EMList[T]) addEncoded(a *appending, v []T) error {
 	s := newScratch()
 	defer s.done()
-	return e.l.appendPieces(func() (piece, bool, error) {
-		s.reset()
-		part := v[:min(len(v), maxEncoded)]
-		v = v[len(part):]
-		if err := e.encodeAll(s, part); err != nil {
-			return piece{}, false, err
-		}
-		return s.piece(e.l), len(v) == 0, nil
-	})
+	if err := e.encodeAll(s, v); err != nil {
+		return err
+	}
+	return a.add(s.piece(e.l))
 }
 
 // AppendSeq adds the elements of a sequence at the end. They are appended in
@@ -494,7 +496,8 @@ func (e *EMList[T]) GetMany(dst []T, index []int) error {
 		panic(indexError{fmt.Sprintf("GetMany of %d indexes into a slice of length %d", len(index), len(dst))})
 	}
 	for k := 0; k < len(index) && err == nil; k++ {
-		if !optimistic || !e.word || !loadWord(e.l, index[k], &dst[k]) {
+		var ok bool
+		if dst[k], ok = e.tryGet(index[k]); !ok {
 			dst[k], err = e.get(index[k])
 		}
 	}
@@ -580,11 +583,8 @@ func (e *EMList[T]) visit(i, end, step int, yield func(int, T) bool) error {
 			i = max(min(i, n-1), end)
 			continue
 		}
-		for k := range r.n {
-			if k > 0 && !e.l.current(r.stamp) {
-				r.want = 1
-				break
-			}
+		k := 0
+		for ; k < r.n && (k == 0 || e.l.current(r.stamp)); k++ {
 			v, err := r.at(k, step < 0)
 			if err != nil {
 				return err
@@ -593,6 +593,9 @@ func (e *EMList[T]) visit(i, end, step int, yield func(int, T) bool) error {
 				return nil
 			}
 			i += step
+		}
+		if k < r.n {
+			r.want = 1
 		}
 	}
 	return nil
@@ -633,9 +636,13 @@ func (r *run[T]) at(k int, backwards bool) (v T, err error) {
 	if backwards {
 		k = r.n - 1 - k
 	}
-	if r.raw != nil {
+	if k < len(r.raw) {
 		return r.raw[k], nil
 	}
+	return r.decode(k)
+}
+
+func (r *run[T]) decode(k int) (T, error) {
 	width := int(r.e.l.width)
 	return r.e.decode(element{b: r.slots[k*width : (k+1)*width]})
 }
@@ -664,6 +671,16 @@ func (e *EMList[T]) visitEach(i, end, step int, yield func(int, T) bool) error {
 		}
 	}
 	return nil
+}
+
+// isScalar says whether T is a number other than a complex one.
+func isScalar[T any]() bool {
+	switch reflect.TypeFor[T]().Kind() {
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64, reflect.Uint, reflect.Uint8,
+		reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Uintptr, reflect.Float32, reflect.Float64:
+		return true
+	}
+	return false
 }
 
 // bytesOf returns the memory of the elements of v, whose T is raw.

@@ -186,18 +186,27 @@ type extentTable struct {
 	base        uint64 // number of the first extent
 	off         uint64 // place of the entries in the file
 	entries     []uint32
+
+	// mem has the memory of extents, as far as somebody has looked them up
+	// and found all their pages in the file: nil says nothing. It is kept
+	// for the first cachedExtents of the table.
+	mem []unsafe.Pointer
 }
+
+// cachedExtents bounds the memory of mem to half a megabyte. It is enough for
+// a list of 1 TiB.
+const cachedExtents = 1 << 16
 
 // locate returns the extent that slot p lies in, and its index there.
 func (t *extentTable) locate(p uint64) (k, at uint64) {
-	if p>>(t.last&63) != 0 {
-		return p>>(t.last&63) + uint64(t.last-t.grain), p & (1<<(t.last&63) - 1)
+	if whole := p >> (t.last & 63); whole != 0 {
+		return whole + uint64(t.last-t.grain), p & (1<<(t.last&63) - 1)
 	}
-	n := bits.Len64(p >> (t.grain & 63))
+	n := uint64(bits.Len64(p >> (t.grain & 63)))
 	if n == 0 {
 		return 0, p
 	}
-	return uint64(n), p &^ (1 << ((uint(t.grain) + uint(n) - 1) & 63))
+	return n, p &^ (1 << ((uint64(t.grain) + n - 1) & 63))
 }
 
 // start returns the first slot of extent k.
@@ -242,6 +251,10 @@ func fileUint32(v uint32) uint32 {
 		return bits.ReverseBytes32(v)
 	}
 	return v
+}
+
+func (t *extentTable) newMem() []unsafe.Pointer {
+	return make([]unsafe.Pointer, min(len(t.entries), cachedExtents))
 }
 
 // window returns the extents [lo, hi) outside of which all entries are 0.
@@ -310,35 +323,61 @@ func (l *list) result(op string, err error) error {
 	return l.a.opError(op, &l.handle, 0, err)
 }
 
-var zeroWord uint64 // what an absent word shows
-
-// wordAt returns the memory of slot p, which is a word, or nil if the table
-// leads out of the file.
-func (l *list) wordAt(p uint64) unsafe.Pointer {
+// memoryAt returns the memory of slot p, or nil if that takes a closer look.
+func (l *list) memoryAt(p uint64) unsafe.Pointer {
 	t := l.table.Load()
 	k, at := t.locate(p)
-	e := t.entry(k)
-	if e == 0 {
-		return unsafe.Pointer(&zeroWord)
+	if i := k - t.base; i < uint64(len(t.mem)) {
+		if m := atomic.LoadPointer(&t.mem[i]); m != nil {
+			return unsafe.Add(m, at*t.width)
+		}
 	}
-	off := at * t.width
-	pg := l.a.space.peek(e + pageNo(off>>pageShift))
-	if pg == nil {
-		return nil
-	}
-	return unsafe.Pointer(&pg[off&(pageSize-1)])
+	return nil
 }
 
 // slotsAt returns the memory of n slots from p on, all of one extent: nil if
 // that is absent, ok false if the table leads out of the file.
 func (l *list) slotsAt(t *extentTable, p, n uint64) (b []byte, ok bool) {
 	k, at := t.locate(p)
+	if i := k - t.base; i < uint64(len(t.mem)) {
+		if m := atomic.LoadPointer(&t.mem[i]); m != nil {
+			return unsafe.Slice((*byte)(unsafe.Add(m, at*t.width)), n*t.width), true
+		}
+	}
 	e := t.entry(k)
 	if e == 0 {
 		return nil, true
 	}
+	if k-t.base < uint64(len(t.mem)) {
+		l.tryRemember(k)
+	}
 	b = l.a.space.view(uint64(e)<<pageShift+at*t.width, int(n*t.width))
 	return b, b != nil
+}
+
+// remember notes the memory of extent k, if it is sound. The caller holds the
+// lock.
+func (l *list) remember(k uint64) {
+	t := l.table.Load()
+	i := k - t.base
+	if i >= uint64(len(t.mem)) || t.entry(k) == 0 {
+		return
+	}
+	if b := l.a.space.view(uint64(t.entry(k))<<pageShift, int(t.pages(k))<<pageShift); b != nil {
+		atomic.StorePointer(&t.mem[i], unsafe.Pointer(unsafe.SliceData(b)))
+	}
+}
+
+// tryRemember is remember for readers, who have the lock only if it is free
+// and no Rollback or Close is at work.
+func (l *list) tryRemember(k uint64) {
+	if !l.writer.mu.TryLock() {
+		return
+	}
+	defer l.writer.mu.Unlock()
+	if l.shape.n.Load()&1 == 0 {
+		l.remember(k)
+	}
 }
 
 // damaged is the finding that slot p lies outside the file.
@@ -532,7 +571,7 @@ func (l *list) run(dst []byte, i int, backwards bool) (n int, stamp listStamp, e
 		first, end := l.first.Load(), l.end.Load()
 		lo, hi := uint64(0), uint64(0)
 		err = nil
-		if uint64(i) < end-first {
+		if first <= end && uint64(i) < end-first { // end may be newer than first
 			p := first + uint64(i)
 			r.watch(p)
 			block := p >> (l.grain & 63) << (l.grain & 63)
@@ -766,6 +805,10 @@ func (l *list) setEntry(k uint64, e pageNo) {
 	i := k - t.base
 	l.a.space.mark(t.off+4*i, 4)
 	atomic.StoreUint32(&t.entries[i], fileUint32(e))
+	if i < uint64(len(t.mem)) {
+		atomic.StorePointer(&t.mem[i], nil)
+		l.remember(k)
+	}
 }
 
 // cover makes the table cover the extents [lo, hi).
@@ -860,6 +903,13 @@ func (l *list) inline(t *extentTable) bool { return t.off>>pageShift == uint64(l
 // setTable makes t the table, in memory and in the header page.
 func (l *list) setTable(t *extentTable) {
 	off, n := t.off, uint32(len(t.entries))
+	old := l.table.Load()
+	t.mem = t.newMem()
+	for i := range t.mem {
+		if j := t.base + uint64(i) - old.base; j < uint64(len(old.mem)) {
+			t.mem[i] = old.mem[j]
+		}
+	}
 	if l.inline(t) {
 		off, n = 0, 0
 	}
@@ -961,6 +1011,24 @@ func (l *list) set(i int, b []byte) error {
 	if l.refs {
 		return l.setRecord(i, b)
 	}
+	if err := l.enter(l.smallCost()); err != nil {
+		return err
+	}
+	p, err := l.slot(i)
+	if err == nil && l.memoryAt(p) != nil { // the usual case
+		err = l.put(p, b)
+		l.leave()
+		return err
+	}
+	l.leave()
+	if err != nil {
+		return err
+	}
+	return l.setReserved(i, b)
+}
+
+// setReserved is set where the element may have no extent.
+func (l *list) setReserved(i int, b []byte) error {
 	err := l.enterFor(false, func() (int64, error) {
 		p, err := l.slot(i)
 		return l.growth(p, p+1) + l.smallCost(), err
@@ -1252,9 +1320,11 @@ func (l *list) setBounds(first, end uint64) error {
 	t := l.table.Load()
 	oldFirst, _ := t.locate(l.first.Load())
 	oldEnd, _ := t.locate(l.end.Load())
-	l.tail = slotRoom{}
 	if first == end {
 		return l.setEmpty(oldFirst, oldEnd+2)
+	}
+	if end != l.end.Load() {
+		l.tail = slotRoom{}
 	}
 	l.first.Store(first)
 	l.end.Store(end)
@@ -1272,6 +1342,7 @@ func (l *list) setBounds(first, end uint64) error {
 // and starts again at slot 0. Readers are turned away. The first extent, a page,
 // is kept: a queue is often empty.
 func (l *list) setEmpty(lo, hi uint64) error {
+	l.tail = slotRoom{}
 	l.first.Store(0)
 	l.end.Store(0)
 	if t := l.table.Load(); t.base == 0 && l.inline(t) {
@@ -1328,6 +1399,10 @@ func (l *list) rewriteCost() int64 {
 	return int64(l.width<<t.last) + pageSize + 4*l.smallCost() + 32*int64(len(t.entries))
 }
 
+// manyElements are worth giving everything back when the list becomes empty,
+// rather than keeping some space for the next ones.
+const manyElements = 1 << 10
+
 // remove deletes the elements [i, j). It locks.
 func (l *list) remove(i, j int) error {
 	var p, q, first, end uint64 // what goes, and the list
@@ -1346,7 +1421,7 @@ func (l *list) remove(i, j int) error {
 		return err
 	}
 	defer l.leave()
-	if p == first && q == end {
+	if p == first && q == end && q-p >= manyElements {
 		return l.reshape(l.empty)
 	}
 	// The shorter part moves, to lo.
@@ -1622,27 +1697,27 @@ func zeroBytes(b []byte) bool {
 
 // resize gives the list n elements, the new ones absent. It locks.
 func (l *list) resize(n int) error {
-	var end, size uint64
+	var first, end, last uint64
 	err := l.enterFor(false, func() (int64, error) {
 		if n > maxListLen {
 			return 0, ErrTooLarge
 		}
-		end, size = l.end.Load(), l.len()
-		return l.smallCost() + l.present(end, end+uint64(n)), nil
+		first, end = l.first.Load(), l.end.Load()
+		last = first + uint64(n)
+		if last < end {
+			return 2*l.smallCost() + l.freeCost(end-last), nil
+		}
+		return l.smallCost() + l.present(end, last), nil
 	})
 	if err != nil {
 		return err
 	}
-	if uint64(n) < size {
-		l.leave()
-		return l.remove(n, int(size))
-	}
 	defer l.leave()
-	last := end + uint64(n) - size
-	err = l.eachExtent(end, last, func(p uint64, b []byte) error {
-		return l.zero(p, b)
-	})
-	if err != nil {
+	if last < end {
+		return l.cut(last)
+	}
+	// What is there behind the end may not be zero.
+	if err := l.eachExtent(end, last, l.zero); err != nil {
 		return err
 	}
 	l.tail = slotRoom{}
@@ -1768,33 +1843,28 @@ func (l *list) appendPiece(p piece, holder bool) error {
 	return l.appendSlots(p.slots, uint64(p.n), holder)
 }
 
-// appendPieces appends what next returns until it says that this was the
-// last, all or nothing.
-func (l *list) appendPieces(next func() (p piece, last bool, err error)) error {
-	h := l.hold()
-	defer l.release()
-	finished := false
-	defer func() {
-		if !finished {
-			l.unappend(h)
-		}
-	}()
-	for {
-		p, last, err := next()
-		if err != nil {
-			return err
-		}
-		if err := l.overtaken(h); err != nil {
-			return err
-		}
-		if err := l.appendPiece(p, true); err != nil {
-			return err
-		}
-		if last {
-			finished = true
-			return nil
-		}
+// An appending appends piece by piece, all or none: what it has added goes
+// again unless it is finished when it is closed.
+type appending struct {
+	l        *list
+	h        holding
+	finished bool
+}
+
+func (l *list) newAppending() appending { return appending{l: l, h: l.hold()} }
+
+func (a *appending) add(p piece) error {
+	if err := a.l.overtaken(a.h); err != nil {
+		return err
 	}
+	return a.l.appendPiece(p, true)
+}
+
+func (a *appending) close() {
+	if !a.finished {
+		a.l.unappend(a.h)
+	}
+	a.l.release()
 }
 
 // unappend deletes what was appended since h began. It changes little, so it
@@ -2201,6 +2271,7 @@ func (l *list) load(h pageNo) error {
 	if t.base > 1<<62 {
 		return corruptAt(off+listBaseOff, "table from extent %d on", t.base)
 	}
+	t.mem = t.newMem()
 	l.hdr = h
 	l.recs.init(l.a, off+listRecordsOff)
 	l.table.Store(&t)

@@ -28,6 +28,11 @@ type file interface {
 
 	Size() (int64, error)
 
+	// Allocate makes room for what a mapping may read of [off, off+n), where
+	// that takes room: in tmpfs even a hole takes a page when it is read, and a
+	// full one would then be a SIGBUS. Elsewhere it does nothing.
+	Allocate(off, n int64) error
+
 	// Punch gives the blocks of [off, off+n) back to the file system; the range
 	// then reads as zeros, and the size stays. A hint: errors.ErrUnsupported,
 	// with nothing changed, is common.
@@ -50,7 +55,8 @@ type fileSystem interface {
 	// process.
 	Lock(f file, exclusive, wait bool) (bool, error)
 
-	// Link gives old a second name. It fails with fs.ErrExist when new exists.
+	// Link gives old a second name; where a file can have only one, it moves
+	// there. It fails with fs.ErrExist when new exists.
 	Link(old, new string) error
 
 	// Remove deletes a name. Windows refuses while the file is open, by whatever
@@ -122,7 +128,18 @@ func (osFS) Lock(f file, exclusive, wait bool) (ok bool, err error) {
 	return ok, pathError("lock", of.File, err)
 }
 
-func (osFS) Link(old, new string) error { return os.Link(old, new) }
+func (osFS) Link(old, new string) error {
+	err := os.Link(old, new)
+	if err == nil || errors.Is(err, fs.ErrExist) || errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	// No hard links here (FAT, some FUSE file systems). Renaming would replace a
+	// file that somebody else makes in this very moment.
+	if _, err := os.Lstat(new); err == nil {
+		return fs.ErrExist
+	}
+	return os.Rename(old, new)
+}
 
 func (osFS) Remove(path string) error { return os.Remove(path) }
 
@@ -192,6 +209,15 @@ func (f *osFile) Size() (int64, error) {
 		return 0, err
 	}
 	return info.Size(), nil
+}
+
+func (f *osFile) Allocate(off, n int64) error {
+	return pathError("allocate", f.File, withFD(f.File, func(fd uintptr) error {
+		if !holesTakeRoom(fd) {
+			return nil
+		}
+		return allocateFD(fd, off, n)
+	}))
 }
 
 func (f *osFile) Punch(off, n int64) error {

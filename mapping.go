@@ -34,6 +34,9 @@ type mapping interface {
 	// file's at off. The range was filed or adopted before.
 	drop(p unsafe.Pointer, n, off int64) error
 
+	// zero replaces [p, p+n), of whatever kind, by zero memory of the process.
+	zero(p unsafe.Pointer, n int64) error
+
 	// refresh makes [p, p+n), of which there are no private copies, show the
 	// file's bytes at off again, which have changed.
 	refresh(p unsafe.Pointer, n, off int64) error
@@ -157,6 +160,11 @@ func (m *heapMapping) adopt(p unsafe.Pointer, n, off int64) error {
 
 func (m *heapMapping) drop(p unsafe.Pointer, n, off int64) error {
 	return m.adopt(p, n, off)
+}
+
+func (m *heapMapping) zero(p unsafe.Pointer, n int64) error {
+	clear(bytesAt(p, n))
+	return nil
 }
 
 func (m *heapMapping) refresh(p unsafe.Pointer, n, off int64) error {

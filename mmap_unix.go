@@ -163,6 +163,13 @@ func (m *unixMapping) drop(p unsafe.Pointer, n, off int64) error {
 	return m.adopt(p, n, off)
 }
 
+func (m *unixMapping) zero(p unsafe.Pointer, n int64) error {
+	if err := mapMemory(p, n); err != nil {
+		return fmt.Errorf("map %d bytes of memory: %w", n, full(err))
+	}
+	return nil
+}
+
 func (m *unixMapping) refresh(p unsafe.Pointer, n, _ int64) error { return invalidate(p, n) }
 
 func (m *unixMapping) willNeed(p unsafe.Pointer, n int64) { populate(p, n) }

@@ -79,6 +79,12 @@ func (m *windowsMapping) adopt(unsafe.Pointer, int64, int64) error { return nil 
 // drop keeps the private copies, for the same reasons.
 func (m *windowsMapping) drop(unsafe.Pointer, int64, int64) error { return nil }
 
+// zero clears the memory: a chunk that holds fresh space is never a view.
+func (m *windowsMapping) zero(p unsafe.Pointer, n int64) error {
+	clear(bytesAt(p, n))
+	return nil
+}
+
 // refresh is never called: files are not punched here.
 func (m *windowsMapping) refresh(unsafe.Pointer, int64, int64) error { return nil }
 
@@ -290,3 +296,7 @@ func networkFS(fd uintptr) string {
 	}
 	return ""
 }
+
+func holesTakeRoom(uintptr) bool { return false }
+
+func allocateFD(_ uintptr, _, _ int64) error { return nil }

@@ -2,6 +2,7 @@ package emd
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math/bits"
 	"sync"
 )
@@ -58,7 +59,7 @@ const (
 	smallSlab   = 512     // largest size class in slabs of one page
 	maxSlab     = 3 << 10 // largest size class
 	maxPiece    = 4 << 20 // bytes
-	maxRecord   = 1<<30 + 1<<20
+	maxRecord   = maxValueSize
 )
 
 const _ = uint(-((pageSize - slabHeader) / 16 / (64*slabBitmapWords + 1))) // the bitmap has a bit for each slot
@@ -480,7 +481,7 @@ func (a *Arena) spillsRecord(n int) bool { return n > maxPiece && int64(n) > a.l
 // putPieces stores data as pieces and an index.
 func (r *records) putPieces(data []byte) (ref, error) {
 	if len(data) > maxRecord {
-		return 0, ErrTooLarge
+		return 0, fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, len(data), maxRecord)
 	}
 	pages := min(r.a.alloc.maxRun(), maxPiece>>pageShift)
 	size := int(pages) << pageShift

@@ -327,6 +327,8 @@ func (f *simFile) Size() (int64, error) {
 	return int64(len(f.i.visible)), nil
 }
 
+func (f *simFile) Allocate(_, _ int64) error { return nil }
+
 func (f *simFile) Punch(off, n int64) error {
 	f.d.mu.Lock()
 	defer f.d.mu.Unlock()

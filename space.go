@@ -1,6 +1,7 @@
 package emd
 
 import (
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"math/bits"
@@ -68,6 +69,7 @@ type space struct {
 	mu       sync.Mutex
 	dirty    []*chunk // chunks with dirty lines, in the order of their first
 	fileSize int64
+	ensured  int   // chunks that are mapped, or will be at their first use
 	mapErr   error // why a chunk could not be mapped
 }
 
@@ -109,6 +111,7 @@ func newSpace(f file, m mapping, chunkSize int64, border uint64, fileSize int64,
 	s.border.Store(border)
 	s.table.Store(&chunkTable{})
 	n := s.chunkCount(border)
+	s.ensured = n
 	s.resize(n)
 	if n <= eagerChunks || bits.UintSize == 32 {
 		for i := range n {
@@ -260,10 +263,9 @@ func (s *space) ensure(end uint64) error {
 	n := s.chunkCount(end)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	old := len(s.table.Load().mem)
 	s.resize(n)
-	for i := old; i < n; i++ {
-		if err := s.mapChunk(i); err != nil {
+	for ; s.ensured < n; s.ensured++ {
+		if err := s.mapChunk(s.ensured); err != nil {
 			return err
 		}
 	}
@@ -411,15 +413,7 @@ func (s *space) anyDirty() bool {
 // the place of the memory. Nobody else changes these pages meanwhile.
 // After an error everything is as dirty as before.
 func (s *space) writeFresh(from, to uint64) error {
-	for from < to {
-		c, in := s.chunkOf(from)
-		n := min(to-from, uint64(s.mask)+1-uint64(in))
-		if err := s.writeFreshChunk(c, in, pageNo(n)); err != nil {
-			return err
-		}
-		from += n
-	}
-	return nil
+	return s.eachRange(from, to, s.writeFreshChunk)
 }
 
 func (s *space) chunkOf(p uint64) (c *chunk, in pageNo) {
@@ -468,10 +462,15 @@ func (s *space) writeUnits(c *chunk, u, end pageNo) error {
 		return err
 	}
 	clear(c.lines[u*unitPages : end*unitPages])
-	freed := c.disown(u*unitPages>>s.osShift, end*unitPages>>s.osShift) * s.osPageBytes()
+	s.disown(c, u*unitPages, (end-u)*unitPages)
+	return nil
+}
+
+// disown counts the fresh pages [in, in+n) of c no longer as memory of ours.
+func (s *space) disown(c *chunk, in, n pageNo) {
+	freed := c.disown(in>>s.osShift, (in+n)>>s.osShift) * s.osPageBytes()
 	s.private.Add(-freed)
 	s.fresh.Add(-freed)
-	return nil
 }
 
 // disown forgets the private copies of the machine's pages [from, to) of the
@@ -501,23 +500,73 @@ func (s *space) freshSums(dst []uint32, from, to uint64) []uint32 {
 // show the file from here on. Their changes have been written.
 func (s *space) settle(from, to uint64) error {
 	size := int64(to) << pageShift
+	if err := s.file.Allocate(int64(from)<<pageShift, size-int64(from)<<pageShift); err != nil {
+		return err
+	}
 	if s.fileSize < size {
 		if err := s.file.Truncate(size); err != nil {
-			return err
+			return hard(err)
 		}
 		s.fileSize = size
 	}
-	for p := from; p < to; {
-		c, in := s.chunkOf(p)
-		n := min(to-p, uint64(s.mask)+1-uint64(in))
+	return s.eachRange(from, to, func(c *chunk, in, n pageNo) error {
 		mem := unsafe.Add(c.mem, uintptr(in)<<pageShift)
-		if err := s.mapping.adopt(mem, int64(n)<<pageShift, int64(p)<<pageShift); err != nil {
+		off := int64(c.first+in) << pageShift
+		if err := s.mapping.adopt(mem, int64(n)<<pageShift, off); err != nil {
+			return hard(err)
+		}
+		s.disown(c, in, n)
+		return nil
+	})
+}
+
+// discardFresh makes the pages from the border to end zeros again, in memory
+// and file, for a rollback. It returns the page from which on new space is
+// known to be zero: end, where a file cannot be cut while it is mapped. The caller has
+// the gate closed.
+func (s *space) discardFresh(end uint64) (zeros uint64, err error) {
+	from := s.border.Load()
+	end = (end + unitPages - 1) &^ (unitPages - 1)
+	// Memory first: a late reader must not meet a map past the end of the file.
+	err = s.eachRange(from, end, func(c *chunk, in, n pageNo) error {
+		if err := s.mapping.zero(unsafe.Add(c.mem, uintptr(in)<<pageShift), int64(n)<<pageShift); err != nil {
 			return err
 		}
-		freed := c.disown(in>>s.osShift, (in+pageNo(n))>>s.osShift) * s.osPageBytes()
-		s.private.Add(-freed)
-		s.fresh.Add(-freed)
-		p += n
+		clear(c.lines[in : in+n])
+		s.disown(c, in, n)
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	s.sweep()
+	size := int64(from) << pageShift
+	if s.fileSize <= size {
+		return from, nil
+	}
+	if err := s.file.Truncate(size); err != nil {
+		if errors.Is(err, errors.ErrUnsupported) {
+			return end, nil
+		}
+		return 0, err
+	}
+	s.fileSize = size
+	return from, s.eachRange(from, end, func(c *chunk, in, n pageNo) error {
+		clear(c.sums[in/unitPages : (in+n)/unitPages])
+		return nil
+	})
+}
+
+// eachRange calls fn for the pages [from, to) of the file, chunk by chunk:
+// the pages [in, in+n) of c.
+func (s *space) eachRange(from, to uint64, fn func(c *chunk, in, n pageNo) error) error {
+	for from < to {
+		c, in := s.chunkOf(from)
+		n := min(to-from, uint64(s.mask)+1-uint64(in))
+		if err := fn(c, in, pageNo(n)); err != nil {
+			return err
+		}
+		from += n
 	}
 	return nil
 }

@@ -225,23 +225,23 @@ func TestInterruptedRunGoesOn(t *testing.T) {
 
 func TestErrorsSayWhatToDo(t *testing.T) {
 	for name, c := range map[string]struct {
-		prepare func(db string)
+		prepare func(t *testing.T, db string)
 		args    []string
 		says    string
 	}{
-		"nothing counted yet": {func(string) {}, []string{"-get", "x"}, "nothing was counted into it yet: run wordcount -db "},
-		"another format":      {func(db string) { write(t, filepath.Dir(db), filepath.Base(db), strings.Repeat("text ", 10_000)) }, []string{"-get", "x"}, "choose another file with -db"},
-		"another program": {func(db string) {
+		"nothing counted yet": {func(*testing.T, string) {}, []string{"-get", "x"}, "nothing was counted into it yet: run wordcount -db "},
+		"another format":      {func(t *testing.T, db string) { write(t, filepath.Dir(db), filepath.Base(db), strings.Repeat("text ", 10_000)) }, []string{"-get", "x"}, "choose another file with -db"},
+		"another program": {func(t *testing.T, db string) {
 			d, err := emd.OpenDict[string, string](db, nil)
 			require.NoError(t, err)
 			require.NoError(t, d.Close())
 		}, []string{"."}, "belongs to another program: choose another file with -db"},
-		"identifiers": {func(db string) {
+		"identifiers": {func(t *testing.T, db string) {
 			tl, err := openTallyForCounting(db, goIdentifiers)
 			require.NoError(t, err)
 			require.NoError(t, tl.close())
 		}, []string{"."}, "it counts something else: identifiers, not words\n"},
-		"in use": {func(db string) {
+		"in use": {func(t *testing.T, db string) {
 			tl, err := openTallyForCounting(db, plainWords)
 			require.NoError(t, err)
 			t.Cleanup(func() { assert.NoError(t, tl.close()) })
@@ -249,7 +249,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			db, _ := newFolder(t, nil)
-			c.prepare(db)
+			c.prepare(t, db)
 			_, _, err := wordcount(t, append([]string{"-db", db}, c.args...)...)
 			require.ErrorContains(t, err, c.says)
 			var stderr bytes.Buffer

@@ -1,0 +1,280 @@
+package emd
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestLayoutFor(t *testing.T) {
+	for _, c := range []struct {
+		key, val int
+		kind     layoutKind
+		slots    int
+	}{
+		{8, 8, layoutLines, 252},
+		{4, 4, layoutLines, 504},
+		{8, 0, layoutLines, 504},
+		{4, 28, layoutLines, 126},
+		{8, 24, layoutLines, 126},
+		{16, 16, layoutControl, 123},
+		{8, 9, layoutControl, 225},
+		{1, 0, layoutControl, 2032},
+		{256, 256, layoutControl, 7},
+		{256, 257, layoutSlotted, 0},
+		{0, 0, layoutSlotted, 0},
+		{0, 8, layoutControl, 452},
+		{-1, 8, layoutSlotted, 0},
+		{8, -1, layoutSlotted, 0},
+		{-1, -1, layoutSlotted, 0},
+	} {
+		name := fmt.Sprintf("%d to %d", c.key, c.val)
+		l := layoutFor(c.key, c.val)
+		assert.Equal(t, c.kind, l.kind, name)
+		assert.Equal(t, c.slots, l.slots, name)
+		if l.kind == layoutControl {
+			assert.LessOrEqual(t, bucketHeader+ctrlGroup*l.groups, l.slotsOff, name)
+			assert.Equal(t, pageSize, l.slotOff(l.slots), name)
+		}
+	}
+}
+
+func TestControlWords(t *testing.T) {
+	var b [8]byte
+	for i, c := range []byte{0x80, 0x00, 0xff, 0x01, 0x9c, 0x00, 0x81, 0x01} {
+		b[i] = c
+	}
+	w := binary.LittleEndian.Uint64(b[:])
+	assert.EqualValues(t, 0x0000_8000_0000_8000, empties(w))
+	assert.EqualValues(t, 0x80<<32, matches(w, 0x9c))
+	assert.EqualValues(t, 0x80, matches(w, 0x80)&-matches(w, 0x80), "the lowest match is right")
+	assert.Zero(t, matches(w, 0xaa))
+}
+
+// Every entry of a slotted bucket, whatever its parts' sizes, is small enough,
+// and is read as it was written.
+func TestSlottedEntry(t *testing.T) {
+	sizes := []int{0, 1, 7, 8, 63, 64, 100, 255, 256, 400, 479, 480, 481, 500, 512, 513, 4000, maxKeySize}
+	for _, fixedKey := range []bool{false, true} {
+		for _, fixedVal := range []bool{false, true} {
+			for _, k := range sizes {
+				for _, v := range sizes {
+					key, val := -1, -1
+					if fixedKey {
+						key = k
+					}
+					if fixedVal {
+						val = v
+					}
+					l := layoutFor(key, val)
+					if l.kind != layoutSlotted {
+						continue
+					}
+					name := fmt.Sprintf("key %d (%v) value %d (%v)", k, fixedKey, v, fixedVal)
+					f := l.form(k, v)
+					assert.LessOrEqual(t, f.size, maxSlotted, name)
+					entry := l.appendEntry(nil, f, make([]byte, k), make([]byte, v), 0x1111, 0x2222)
+					assert.Len(t, entry, f.size, name)
+					var b bucket
+					off := pageSize - len(entry)
+					copy(b[off:], entry)
+					e, ok := l.entry(&b, off)
+					assert.True(t, ok, name)
+					assert.Equal(t, pageSize, e.end, name)
+					assert.Equal(t, f.keyFar, e.keyFar, name)
+					assert.Equal(t, f.valFar, e.valFar, name)
+					if f.keyFar {
+						assert.EqualValues(t, 0x1111, b.refAt(e.key), name)
+					} else {
+						assert.Equal(t, k, e.keyLen, name)
+					}
+					if f.valFar {
+						assert.EqualValues(t, 0x2222, b.refAt(e.val), name)
+					} else {
+						assert.Equal(t, v, e.valLen, name)
+					}
+				}
+			}
+		}
+	}
+}
+
+func TestSlottedEntryOutside(t *testing.T) {
+	l := layoutFor(-1, -1)
+	var b bucket
+	for i := range b {
+		b[i] = 0xff
+	}
+	for off := range pageSize + 1 {
+		e, ok := l.entry(&b, off)
+		if ok {
+			assert.LessOrEqual(t, e.end, pageSize)
+		}
+	}
+}
+
+// A lookup of the layout of lines touches the line of the entry and no other;
+// a new value dirties one line.
+func TestEMDictDirtyLines(t *testing.T) {
+	d := newDictFor[uint64, uint64](t, testOptions{})
+	for i := range uint64(100_000) {
+		require.NoError(t, d.Set(i, i))
+	}
+	require.NoError(t, d.Sync())
+	lines := func() (n int) {
+		end, _ := d.d.a.alloc.usage()
+		require.NoError(t, d.d.space.eachDirty(0, end, func(p dirtyPage) error {
+			for w := *p.word; w != 0; w &= w - 1 {
+				n++
+			}
+			return nil
+		}))
+		return n
+	}
+	before := lines()
+	for i := range uint64(1000) {
+		require.NoError(t, d.Set(i*97, 7))
+	}
+	require.LessOrEqual(t, lines()-before, 1000)
+	for i := range uint64(1000) {
+		require.NoError(t, d.Set(1e6+i, 7))
+	}
+	require.LessOrEqual(t, lines()-before, 2000+50*64, "a page divides now and then")
+}
+
+// Damage of any kind is an error, a wrong answer at worst: no panic, no
+// endless loop, no access outside the file.
+func TestEMDictDamage(t *testing.T) {
+	seed := rand.Uint64()
+	t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
+		r := rand.New(rand.NewPCG(seed, 0))
+		rounds := 60
+		if testing.Short() {
+			rounds = 10
+		}
+		for range rounds {
+			testDamage(t, r, uint64(r.Uint32()), func(i int) uint64 { return uint64(i) })
+			testDamage(t, r, [3]uint64{1, 2, 3}, func(i int) uint64 { return uint64(i) })
+			testDamage(t, r, "value", func(i int) string { return strings.Repeat("k", i%700) + fmt.Sprint(i) })
+			testDamage(t, r, strings.Repeat("v", 600), func(i int) string { return fmt.Sprint(i) })
+		}
+	})
+}
+
+func testDamage[K comparable, V any](t *testing.T, r *rand.Rand, v V, key func(i int) K) {
+	o := testOptions{}
+	o.heap = true
+	a, err := openWith(t.TempDir()+"/damage.emd", &o.opts, o.internalOptions)
+	require.NoError(t, err)
+	d, err := Dict[K, V](a, "d", nil)
+	require.NoError(t, err)
+	if r.IntN(3) == 0 {
+		d.d.hashMask = hashMasks["few"]
+	}
+	n := r.IntN(4000)
+	for i := range n {
+		require.NoError(t, d.Set(key(i), v))
+	}
+	// Spoil pages of the dict: the header page, buckets, records.
+	var pages []pageNo
+	require.NoError(t, d.d.verify(func(p pageNo, n uint32) error {
+		for i := range n {
+			pages = append(pages, p+i)
+		}
+		return nil
+	}))
+	for range 1 + r.IntN(20) {
+		p := pages[r.IntN(len(pages))]
+		if p == d.d.hdr {
+			continue
+		}
+		b := d.d.space.page(p)
+		d.d.space.touch(p, allLines)
+		at := r.IntN(pageSize)
+		if r.IntN(2) == 0 {
+			at = r.IntN(64)
+		}
+		switch r.IntN(3) {
+		case 0:
+			b[at] ^= 1 << r.IntN(8)
+		case 1:
+			b[at] = uint8(r.Uint32())
+		default:
+			for i := range r.IntN(64) {
+				b[(at+i)%pageSize] = uint8(r.Uint32())
+			}
+		}
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = d.d.verify(func(pageNo, uint32) error { return nil })
+		for i := range n + 100 {
+			_, _, _ = d.Get(key(i))
+		}
+		for range d.All() {
+		}
+		// Only what reads: writes into pages that damage names could hit the
+		// structures of others, which is theirs to survive.
+		for i := range n / 10 {
+			_, _, _ = d.Compute(key(i), func(v V, _ bool) (V, Op) { return v, OpKeep })
+		}
+	}()
+	select {
+	case <-done:
+	case <-time.After(20 * time.Second):
+		t.Fatal("endless loop")
+	}
+	_ = a.Err()
+	_ = a.Close()
+}
+
+// Header pages of every kind of damage load with an error or not at all.
+func TestEMDictDamagedHeader(t *testing.T) {
+	for _, n := range []int{0, 1000, 150_000} {
+		d := newDictFor[uint64, uint64](t, testOptions{internalOptions: internalOptions{heap: true}})
+		for i := range n {
+			require.NoError(t, d.Set(uint64(i), 1))
+		}
+		d.d.flush()
+		hdr := d.d.header()
+		good := *hdr
+		root := good
+		table := binary.LittleEndian.Uint32(hdr[dictRootOff:])
+		if table != 0 {
+			root = *d.d.space.page(table)
+		}
+		r := rand.New(rand.NewPCG(1, 1))
+		for at := range dictRecordsOff {
+			for range 20 {
+				hdr[at] ^= 1 << r.IntN(8)
+				c := newDict(d.d.a, 8, 8)
+				if err := c.load(d.d.hdr); err == nil {
+					_, _, _ = c.getWord(r.Uint64())
+				} else {
+					assert.ErrorIs(t, err, ErrCorrupt)
+				}
+				*hdr = good
+			}
+		}
+		if table != 0 {
+			for range 2000 {
+				page := d.d.space.page(table)
+				page[r.IntN(pageSize)] ^= 1 << r.IntN(8)
+				c := newDict(d.d.a, 8, 8)
+				if err := c.load(d.d.hdr); err == nil {
+					for range 20 {
+						_, _, _ = c.getWord(r.Uint64())
+					}
+				}
+				*page = root
+			}
+		}
+	}
+}

@@ -1,0 +1,609 @@
+package emd
+
+import (
+	"bufio"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// The kill tests: a child process writes to a file and tells its parent, one line each, what it begins and what was acknowledged. The parent
+// kills it with SIGKILL at a random moment, looks into the file, and starts the next child on it.
+
+var killsFlag = flag.Int("emd.kills", 0, "kills of each kill test; 0 means 100, or 12 with -short")
+
+// children are the programs that this test binary becomes when it is started by child.
+var children = map[string]func(args []string){
+	"updates": killUpdates,
+	"prefix":  killPrefix,
+	"writers": killWriters,
+	"open":    childOpen,
+	"exit":    childExit,
+	"full":    childFull,
+	"strings": childStrings,
+	"shrunk":  childShrunk,
+}
+
+const childEnv = "EMD_TEST_CHILD"
+
+func init() {
+	if name := os.Getenv(childEnv); name != "" {
+		children[name](os.Args[1:])
+		os.Exit(0)
+	}
+}
+
+// A childProcess is this test binary running one of children.
+type childProcess struct {
+	cmd   *exec.Cmd
+	in    io.WriteCloser
+	lines chan string // of its standard output; closed at its end
+	errs  *strings.Builder
+}
+
+// child starts a child process.
+func child(t testing.TB, name string, args ...string) *childProcess {
+	exe, err := os.Executable()
+	require.NoError(t, err)
+	return startChild(t, exec.Command(exe, args...), name)
+}
+
+func startChild(t testing.TB, cmd *exec.Cmd, name string) *childProcess {
+	c := &childProcess{cmd: cmd, lines: make(chan string, 1000), errs: &strings.Builder{}}
+	cmd.Env = append(os.Environ(), childEnv+"="+name)
+	cmd.Stderr = c.errs
+	in, err := cmd.StdinPipe()
+	require.NoError(t, err)
+	c.in = in
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	go func() {
+		defer close(c.lines)
+		for s := bufio.NewScanner(out); s.Scan(); {
+			c.lines <- s.Text()
+		}
+	}()
+	return c
+}
+
+// line returns the next line of the child's output; "" at its end.
+func (c *childProcess) line() string { return <-c.lines }
+
+// rest reads the output to its end, waits for the child and returns the lines and how it ended.
+func (c *childProcess) rest() ([]string, error) {
+	lines := []string{}
+	for l := range c.lines {
+		lines = append(lines, l)
+	}
+	return lines, c.cmd.Wait()
+}
+
+// kill sends SIGKILL and returns what the child had said.
+func (c *childProcess) kill() []string {
+	c.cmd.Process.Kill()
+	lines, _ := c.rest()
+	return lines
+}
+
+// say writes a line with one system call, so that a kill cannot hold it back.
+func say(format string, args ...any) {
+	if _, err := fmt.Fprintf(os.Stdout, format+"\n", args...); err != nil {
+		os.Exit(1)
+	}
+}
+
+// must ends a child process that met an error.
+func must(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "child:", err)
+		os.Exit(3)
+	}
+}
+
+// killLimits are the internal options of the children: so tiny that checkpoints and own commits come all the time.
+func killLimits(seed uint64) internalOptions {
+	return internalOptions{
+		chunkSize:  256 << 10,
+		far:        seed%2 == 0,
+		dirtyLimit: []int64{0, 1 << 20, 2 << 20}[seed%3],
+		logLimit:   []int64{64 << 10, 256 << 10, 0}[seed/3%3],
+	}
+}
+
+// killRounds runs rounds of: start a child on the file, kill it, let check judge the file by what the child said.
+// Check opens the file itself and returns what it found there, which the next child gets as its argument.
+func killRounds(t *testing.T, name string, check func(t *testing.T, path string, round int, said []string) string) {
+	path := filepath.Join(t.TempDir(), name+".emd")
+	r := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 1))
+	started, closed, arg := 0, 0, ""
+	for round := range pick(*killsFlag, 100, 12) {
+		seed := r.Uint64N(1 << 20)
+		c := child(t, name, path, strconv.FormatUint(seed, 10), arg)
+		require.Equal(t, "opening", c.line(), "child %d: %s", round, c.errs)
+		said := []string{}
+		pause := func(most time.Duration) { time.Sleep(time.Duration(r.Int64N(int64(most)))) }
+		switch how := r.IntN(10); {
+		case how < 2: // while it opens the file and recovers
+			pause(3 * time.Millisecond)
+		case how < 4: // while it closes
+			said = c.until(said, "open")
+			pause(20 * time.Millisecond)
+			io.WriteString(c.in, "close\n")
+			said = c.until(said, "closing")
+			pause(3 * time.Millisecond)
+		default:
+			pause(80 * time.Millisecond)
+		}
+		said = append(said, c.kill()...)
+		require.NotContains(t, c.errs.String(), "child:", "child %d with seed %d failed", round, seed)
+		require.NotContains(t, c.errs.String(), "goroutine", "child %d with seed %d crashed", round, seed)
+		if slices.Contains(said, "open") {
+			started++
+		}
+		if slices.Contains(said, "closed") {
+			closed++
+		}
+		arg = check(t, path, round, said)
+		require.False(t, t.Failed(), "round %d with seed %d", round, seed)
+	}
+	assert.NotZero(t, started, "children that came to write")
+	t.Logf("%d children wrote, %d came to the end of Close", started, closed)
+}
+
+// until reads lines until one equals last.
+func (c *childProcess) until(said []string, last string) []string {
+	for l := range c.lines {
+		if said = append(said, l); l == last {
+			break
+		}
+	}
+	return said
+}
+
+// lookInto opens the file that a killed child left: mostly as a writer, which recovers it, sometimes read-only, so that
+// the next child recovers it, and sometimes a copy of it.
+func lookInto(t *testing.T, path string, round int, look func(a *Arena, readOnly bool)) {
+	opts := Options{NoSync: true}
+	at := path
+	switch round % 4 {
+	case 1:
+		opts.ReadOnly = true
+	case 2:
+		at = crashImage(t, path)
+		defer removeImage(at)
+	}
+	if _, err := os.Stat(path); os.IsNotExist(err) {
+		return // killed before the file had its name
+	}
+	a, err := openWith(at, &opts, killLimits(uint64(round)))
+	require.NoError(t, err, "opening what a kill left")
+	require.NoError(t, a.verify())
+	look(a, opts.ReadOnly)
+	require.NoError(t, a.Close())
+}
+
+// openChild opens the file in a child and prepares for the parent's wish to close it.
+func openChild(args []string) (a *Arena, r *rand.Rand, stop *atomic.Bool) {
+	seed, err := strconv.ParseUint(args[1], 10, 64)
+	must(err)
+	say("opening")
+	a, err = openWith(args[0], &Options{NoSync: seed%4 == 0, HashSeed: 7}, killLimits(seed))
+	must(err)
+	say("open")
+	stop = new(atomic.Bool)
+	go func() {
+		bufio.NewReader(os.Stdin).ReadString('\n')
+		stop.Store(true)
+	}()
+	return a, rand.New(rand.NewPCG(seed, 3)), stop
+}
+
+func closeChild(a *Arena) {
+	say("closing")
+	must(a.Close())
+	say("closed")
+}
+
+// killState is the state of four containers after n commits, which follows from n alone.
+type killState struct {
+	n     uint64
+	pairs map[uint64]uint64
+	names map[string]string
+	log   []uint64
+	blobs [][]byte
+}
+
+func newKillState() *killState {
+	return &killState{pairs: map[uint64]uint64{}, names: map[string]string{}}
+}
+
+// killFiles are the same containers in a file.
+type killFiles struct {
+	pairs *EMDict[uint64, uint64]
+	names *EMDict[string, string]
+	log   *EMList[uint64]
+	blobs *EMList[[]byte]
+}
+
+func openKillFiles(a *Arena) (f killFiles, err error) {
+	var errs [4]error
+	f.pairs, errs[0] = Dict[uint64, uint64](a, "pairs", nil)
+	f.names, errs[1] = Dict[string, string](a, "names", nil)
+	f.log, errs[2] = List[uint64](a, "log", nil)
+	f.blobs, errs[3] = List[[]byte](a, "blobs", nil)
+	return f, cmpOr(errs[:]...)
+}
+
+// read returns what the file holds.
+func (f killFiles) read(t *testing.T) *killState {
+	s := &killState{pairs: maps.Collect(f.pairs.All()), names: maps.Collect(f.names.All())}
+	s.log = slices.AppendSeq([]uint64(nil), f.log.Values())
+	s.blobs = slices.AppendSeq([][]byte(nil), f.blobs.Values())
+	require.NoError(t, cmpOr(f.pairs.Err(), f.names.Err(), f.log.Err(), f.blobs.Err()))
+	s.n = s.pairs[counterKey]
+	return s
+}
+
+// counterKey is the key of the number of commits.
+const counterKey = 1 << 50
+
+// A killStep is one operation, as a change of the state and of the file.
+type killStep struct {
+	state func(s *killState)
+	file  func(f killFiles) error
+}
+
+// killSteps returns the operations that lead from state n-1, with lists of the given lengths, to state n.
+func killSteps(n uint64, logLen, blobLen int) []killStep {
+	r := rand.New(rand.NewPCG(n, 99))
+	var steps []killStep
+	add := func(state func(s *killState), file func(f killFiles) error) {
+		steps = append(steps, killStep{state, file})
+	}
+	for range 1 + r.IntN(12) {
+		k, v := r.Uint64N(1500), r.Uint64()
+		name, text := fmt.Sprint("name ", k%400), strings.Repeat(string(rune('a'+v%26)), int(v%900))
+		if v%200 == 0 {
+			text = strings.Repeat("long", int(v%20000))
+		}
+		switch r.IntN(9) {
+		case 0, 1:
+			add(func(s *killState) { s.pairs[k] = v }, func(f killFiles) error { return f.pairs.Set(k, v) })
+		case 2:
+			add(func(s *killState) { delete(s.pairs, k) }, func(f killFiles) error { _, err := f.pairs.Delete(k); return err })
+		case 3:
+			add(func(s *killState) { s.names[name] = text }, func(f killFiles) error { return f.names.Set(name, text) })
+		case 4:
+			add(func(s *killState) { delete(s.names, name) }, func(f killFiles) error { _, err := f.names.Delete(name); return err })
+		case 5:
+			vs := []uint64{n, v, k}
+			add(func(s *killState) { s.log = append(s.log, vs...) }, func(f killFiles) error { return f.log.Append(vs...) })
+			logLen += 3
+		case 6:
+			if logLen > 2000 {
+				add(func(s *killState) { s.log = slices.Delete(s.log, 0, 1000) }, func(f killFiles) error { return f.log.Delete(0, 1000) })
+				logLen -= 1000
+			} else if logLen > 0 {
+				i := int(v % uint64(logLen))
+				add(func(s *killState) { s.log[i] = v }, func(f killFiles) error { return f.log.Set(i, v) })
+			}
+		case 7:
+			i := int(v % uint64(blobLen+1))
+			add(func(s *killState) { s.blobs = slices.Insert(s.blobs, i, []byte(text)) }, func(f killFiles) error { return f.blobs.Insert(i, []byte(text)) })
+			blobLen++
+		case 8:
+			if blobLen > 100 {
+				add(func(s *killState) { s.blobs = slices.Delete(s.blobs, 20, 90) }, func(f killFiles) error { return f.blobs.Delete(20, 90) })
+				blobLen -= 70
+			} else if blobLen > 0 {
+				i := int(v % uint64(blobLen))
+				add(func(s *killState) { s.blobs[i] = nil }, func(f killFiles) error { return f.blobs.Set(i, nil) })
+			}
+		}
+	}
+	return append(steps, killStep{
+		func(s *killState) { s.n = n; s.pairs[counterKey] = n },
+		func(f killFiles) error { return f.pairs.Set(counterKey, n) },
+	})
+}
+
+// advance brings the model to state n.
+func (s *killState) advance(n uint64) {
+	for s.n < n {
+		for _, step := range killSteps(s.n+1, len(s.log), len(s.blobs)) {
+			step.state(s)
+		}
+	}
+}
+
+func (s *killState) equal(o *killState) bool {
+	return slices.Equal(s.log, o.log) && maps.Equal(s.pairs, o.pairs) && maps.Equal(s.names, o.names) &&
+		slices.EqualFunc(s.blobs, o.blobs, func(a, b []byte) bool { return string(a) == string(b) && (a == nil) == (b == nil) })
+}
+
+// numbers returns the largest number that the lines give behind word, and whether there is one.
+func numbers(said []string, word string) (largest uint64, any bool) {
+	for _, l := range said {
+		if rest, ok := strings.CutPrefix(l, word+" "); ok {
+			if n, err := strconv.ParseUint(rest, 10, 64); err == nil {
+				largest, any = max(largest, n), true
+			}
+		}
+	}
+	return largest, any
+}
+
+// TestKillUpdates kills a child whose goroutines change all containers in Updates. Each file must hold exactly the state of a commit between the last
+// acknowledged and the one in flight.
+func TestKillUpdates(t *testing.T) {
+	t.Parallel()
+	model := newKillState()
+	killRounds(t, "updates", func(t *testing.T, path string, round int, said []string) string {
+		acked, begun := model.n, model.n
+		if n, ok := numbers(said, "acked"); ok {
+			acked = n
+		}
+		if n, ok := numbers(said, "begin"); ok {
+			begun = max(begun, n)
+		}
+		lookInto(t, path, round, func(a *Arena, readOnly bool) {
+			if readOnly && len(slices.Collect(a.Containers())) < 4 && acked == 0 {
+				return
+			}
+			f, err := openKillFiles(a)
+			require.NoError(t, err)
+			got := f.read(t)
+			require.True(t, acked <= got.n && got.n <= begun, "the file holds commit %d; %d was acknowledged, %d begun", got.n, acked, begun)
+			model.advance(got.n)
+			if !model.equal(got) {
+				require.Equal(t, model, got, "state of commit %d", got.n)
+			}
+		})
+		return ""
+	})
+	assert.NotZero(t, model.n)
+}
+
+// killUpdates is the child of TestKillUpdates.
+func killUpdates(args []string) {
+	a, _, stop := openChild(args)
+	f, err := openKillFiles(a)
+	must(err)
+	var wg sync.WaitGroup
+	for range 3 {
+		wg.Go(func() {
+			for !stop.Load() {
+				var n uint64
+				must(a.Update(func() error {
+					last, _, err := f.pairs.Get(counterKey)
+					must(err)
+					n = last + 1
+					say("begin %d", n)
+					for _, step := range killSteps(n, f.log.Len(), f.blobs.Len()) {
+						must(step.file(f))
+					}
+					return nil
+				}))
+				say("acked %d", n)
+			}
+		})
+	}
+	wg.Wait()
+	closeChild(a)
+}
+
+// TestKillPrefix kills a child that works without Update and calls Sync now and then. Each file must hold what the operations up to
+// one of them leave: not before the last acknowledged Sync, and not later than the last one begun.
+func TestKillPrefix(t *testing.T) {
+	t.Parallel()
+	model := newKillState()
+	killRounds(t, "prefix", func(t *testing.T, path string, round int, said []string) string {
+		first, acked, begun := model.n, model.n, model.n
+		if n, ok := numbers(said, "acked"); ok {
+			acked = n
+		}
+		if n, ok := numbers(said, "begin"); ok {
+			begun = n
+		}
+		lookInto(t, path, round, func(a *Arena, readOnly bool) {
+			if readOnly && len(slices.Collect(a.Containers())) < 4 && acked == 0 {
+				return
+			}
+			f, err := openKillFiles(a)
+			require.NoError(t, err)
+			got := f.read(t)
+			for model.advanceOne(acked); !model.equal(got) && model.n < begun; {
+				model.advanceOne(model.n + 1)
+			}
+			if !model.equal(got) {
+				require.Equal(t, model, got, "child began after %d; no state from %d, acknowledged, to %d, begun, is this", first, acked, begun)
+			}
+		})
+		return fmt.Sprint(model.n)
+	})
+	assert.NotZero(t, model.n)
+}
+
+// advanceOne brings the model to state n, where the operation with a number is the first of its steps alone.
+func (s *killState) advanceOne(n uint64) {
+	for s.n < n {
+		to := s.n + 1
+		killSteps(to, len(s.log), len(s.blobs))[0].state(s)
+		s.n = to
+	}
+}
+
+// killPrefix is the child of TestKillPrefix.
+func killPrefix(args []string) {
+	a, r, stop := openChild(args)
+	f, err := openKillFiles(a)
+	must(err)
+	n, err := strconv.ParseUint("0"+args[2], 10, 64)
+	must(err)
+	for !stop.Load() {
+		n++
+		say("begin %d", n)
+		must(killSteps(n, f.log.Len(), f.blobs.Len())[0].file(f))
+		if r.IntN(40) == 0 {
+			must(a.Sync())
+			say("acked %d", n)
+		}
+	}
+	closeChild(a)
+}
+
+// TestKillWriters kills a child in which goroutines write without Update and call Sync, so that commits are shared. Each file must hold a prefix of
+// each goroutine's operations, not before its last acknowledged Sync, and all of them as of one moment: an operation that had ended before another one began
+// is there if the other is.
+func TestKillWriters(t *testing.T) {
+	t.Parallel()
+	var last [writers]uint64
+	killRounds(t, "writers", func(t *testing.T, path string, round int, said []string) string {
+		var found [writers]uint64
+		looked := false
+		lookInto(t, path, round, func(a *Arena, readOnly bool) {
+			if readOnly && len(slices.Collect(a.Containers())) < 1+writers {
+				require.Zero(t, last)
+				return
+			}
+			looked = true
+			for w := range writers {
+				k, err := openKillWriter(a, w)
+				require.NoError(t, err)
+				found[w] = k.position(t)
+			}
+		})
+		if !looked {
+			return ""
+		}
+		// Where in the output did the last operation found begin, and when had the first one missing ended?
+		begun, ended := -1, [writers]int{}
+		for at, line := range said {
+			var w int
+			var n uint64
+			if _, err := fmt.Sscanf(line, "acked %d %d", &w, &n); err == nil {
+				assert.GreaterOrEqual(t, found[w], n, "writer %d: its Sync of %d was acknowledged", w, n)
+			}
+			if _, err := fmt.Sscanf(line, "begin %d %d", &w, &n); err == nil {
+				if n == found[w] {
+					begun = max(begun, at)
+				}
+				if n == found[w]+2 { // it begins when operation found+1 has ended
+					ended[w] = at
+				}
+				last[w] = n
+			}
+		}
+		for w := range writers {
+			assert.LessOrEqual(t, found[w], last[w], "writer %d: operations it has not begun", w)
+			if ended[w] > 0 {
+				assert.Greater(t, ended[w], begun, "writer %d: operation %d had ended when one that is in the file began", w, found[w]+1)
+			}
+			last[w] = found[w]
+		}
+		return ""
+	})
+}
+
+// A killWriter is one goroutine's part of the file: operation n appends n to a list of its own when n is odd, and
+// sets one of its keys in a dict that all share when n is even.
+type killWriter struct {
+	w    int
+	odd  *EMList[uint64]
+	even *EMDict[string, uint64]
+}
+
+func openKillWriter(a *Arena, w int) (k killWriter, err error) {
+	k.w = w
+	if k.odd, err = List[uint64](a, fmt.Sprint("odd ", w), nil); err != nil {
+		return k, err
+	}
+	k.even, err = Dict[string, uint64](a, "even", nil)
+	return k, err
+}
+
+// killKeys is how many keys of the shared dict each writer has.
+const killKeys = 200
+
+func (k killWriter) key(n uint64) string {
+	return fmt.Sprintf("%d%s%d", k.w, strings.Repeat("-", int(n%killKeys)), n%killKeys)
+}
+
+func (k killWriter) do(n uint64) error {
+	if n%2 == 0 {
+		return k.even.Set(k.key(n), n)
+	}
+	return k.odd.Append(n)
+}
+
+// position returns the number of the last operation done, and checks that all before it are.
+func (k killWriter) position(t *testing.T) uint64 {
+	for i, v := range k.odd.All() {
+		require.EqualValues(t, 2*i+1, v, "writer %d: element %d of its list", k.w, i)
+	}
+	next, err := k.next()
+	require.NoError(t, err)
+	n := next - 1
+	for back := range min(n/2, killKeys/2) {
+		want := n&^1 - 2*back
+		got, _, err := k.even.Get(k.key(want))
+		require.NoError(t, err)
+		require.Equal(t, want, got, "writer %d did %d, but this key is older or newer", k.w, n)
+	}
+	return n
+}
+
+// killWriters is the child of TestKillWriters.
+func killWriters(args []string) {
+	a, r, stop := openChild(args)
+	var wg sync.WaitGroup
+	for w := range writers {
+		seed := r.Uint64()
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(seed, uint64(w)))
+			k, err := openKillWriter(a, w)
+			must(err)
+			n, err := k.next()
+			must(err)
+			for ; !stop.Load(); n++ {
+				say("begin %d %d", w, n)
+				must(k.do(n))
+				if r.IntN(50) == 0 {
+					must(a.Sync())
+					say("acked %d %d", w, n)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	closeChild(a)
+}
+
+// next returns the number of the first operation not done yet.
+func (k killWriter) next() (uint64, error) {
+	n := uint64(2*k.odd.Len() - 1)
+	if k.odd.Len() == 0 {
+		n = 0
+	}
+	v, _, err := k.even.Get(k.key(n + 1))
+	if v == n+1 {
+		n++
+	}
+	return n + 1, err
+}
