@@ -139,9 +139,11 @@ func (a *Arena) setLimits(in internalOptions) {
 // openFile opens, locks and, after a crash, recovers the file. On error it
 // leaves nothing open.
 func (a *Arena) openFile(in *internalOptions) (err error) {
-	if a.path, err = a.fs.Resolve(a.path); err != nil {
+	path, err := a.fs.Resolve(a.path)
+	if err != nil {
 		return err
 	}
+	a.path = path
 	if err := a.openLocked(in.chunkSize); err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"runtime"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 )
@@ -1344,6 +1345,7 @@ func (c *cursor) fill() bool {
 
 // copyBucket copies the bucket of pos and returns the hashes that belong there.
 func (c *cursor) copyBucket(t *segmentTable, seg *segment, s uint64) (lo, hi uint64, err error) {
+	defer catchFault(&err, debug.SetPanicOnFault(true))
 	d := c.d
 	no, ok := seg.bucketAt(t, c.pos, s)
 	if !ok {

@@ -96,11 +96,16 @@ func openDict[K comparable, V any](a *Arena, name string, opts *DictOptions[K, V
 // OpenDict opens a file that holds one dict: [Open] plus [Dict] of the name
 // "main". Its Close closes the file.
 func OpenDict[K comparable, V any](path string, opts *Options) (*EMDict[K, V], error) {
+	_, kerr := keyCodecFor[K](nil)
+	_, verr := codecFor[V](nil)
+	if err := errors.Join(kerr, verr); err != nil { // before a file is created for it
+		return nil, &Error{Op: "open", Path: path, Container: mainName, Err: err}
+	}
 	a, err := Open(path, opts)
 	if err != nil {
 		return nil, err
 	}
-	d, err := Dict[K, V](a, "main", nil)
+	d, err := Dict[K, V](a, mainName, nil)
 	if err != nil {
 		return nil, errors.Join(err, a.Close())
 	}

@@ -80,6 +80,9 @@ func openList[T any](a *Arena, name string, opts *ListOptions[T]) (*EMList[T], e
 // OpenList opens the file at path and in it the list "main"; both are created
 // if they are absent. The list's Close closes the file. opts may be nil.
 func OpenList[T any](path string, opts *Options) (*EMList[T], error) {
+	if _, err := codecFor[T](nil); err != nil { // before a file is created for it
+		return nil, &Error{Op: "open", Path: path, Container: mainName, Err: err}
+	}
 	a, err := Open(path, opts)
 	if err != nil {
 		return nil, err

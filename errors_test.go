@@ -1563,7 +1563,7 @@ func fillSmallDisk(t *testing.T, dir string) {
 			crashHolds()
 			require.NoError(t, s.a.verify())
 
-			weigh(t, 44<<20)
+			weigh(t, 28<<20)
 			err = fill()
 			isError(t, err, s.path, ErrFull, syscall.ENOSPC)
 			require.NoError(t, s.a.Rollback(), "Rollback needs no room")

@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/bits"
 	"runtime"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -591,7 +592,8 @@ func (l *list) run(dst []byte, i int, backwards bool) (n int, stamp listStamp, e
 }
 
 // copySlots copies n slots from p on, all of one extent, to dst.
-func (l *list) copySlots(dst []byte, p, n uint64) error {
+func (l *list) copySlots(dst []byte, p, n uint64) (err error) {
+	defer catchFault(&err, debug.SetPanicOnFault(true))
 	t := l.table.Load()
 	src, ok := l.slotsAt(t, p, n)
 	if !ok {

@@ -28,9 +28,10 @@ type file interface {
 
 	Size() (int64, error)
 
-	// Allocate makes room for what a mapping may read of [off, off+n), where
-	// that takes room: in tmpfs even a hole takes a page when it is read, and a
-	// full one would then be a SIGBUS. Elsewhere it does nothing.
+	// Allocate makes room on the disk for [off, off+n), without changing what
+	// the file holds, so that a later write in place finds it, and so that reading
+	// a hole through a mapping, which in tmpfs takes a page, is no SIGBUS. After an
+	// error the file may have grown. Where a file system cannot, it does nothing.
 	Allocate(off, n int64) error
 
 	// Punch gives the blocks of [off, off+n) back to the file system; the range
@@ -212,12 +213,11 @@ func (f *osFile) Size() (int64, error) {
 }
 
 func (f *osFile) Allocate(off, n int64) error {
-	return pathError("allocate", f.File, withFD(f.File, func(fd uintptr) error {
-		if !holesTakeRoom(fd) {
-			return nil
-		}
-		return allocateFD(fd, off, n)
-	}))
+	err := withFD(f.File, func(fd uintptr) error { return allocateFD(fd, off, n) })
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil
+	}
+	return pathError("allocate", f.File, err)
 }
 
 func (f *osFile) Punch(off, n int64) error {

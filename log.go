@@ -427,6 +427,9 @@ func readLog(log, main file, h *header) ([]record, error) {
 	if h.state != headerLive {
 		return nil, nil
 	}
+	if size < logHeader+minAreaSize { // it had that size before the header named it
+		return nil, corrupt("the log was cut to %d bytes", size)
+	}
 	var recs []record
 	off, mark, seq := h.logOff, h.mark, uint64(0)
 	// A header that needs records needs just these: what follows them may be

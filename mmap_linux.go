@@ -67,21 +67,14 @@ func syncFile(f *os.File) error {
 	}))
 }
 
-// holesTakeRoom says that the file lies in tmpfs, where reading a hole through
-// a mapping takes a page.
-func holesTakeRoom(fd uintptr) bool {
-	var st unix.Statfs_t
-	err := uninterrupted(func() error { return unix.Fstatfs(int(fd), &st) })
-	return err == nil && uint32(st.Type) == unix.TMPFS_MAGIC
-}
-
 func allocateFD(fd uintptr, off, n int64) error {
 	return uninterrupted(func() error { return unix.Fallocate(int(fd), 0, off, n) })
 }
 
 func punchFD(fd uintptr, off, n int64) error {
-	if holesTakeRoom(fd) {
-		return errors.ErrUnsupported
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(fd), &st); err != nil || uint32(st.Type) == unix.TMPFS_MAGIC {
+		return errors.ErrUnsupported // see file.Allocate
 	}
 	return uninterrupted(func() error {
 		return unix.Fallocate(int(fd), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)

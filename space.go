@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"hash/crc32"
 	"math/bits"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"unsafe"
 )
 
@@ -184,6 +186,20 @@ func (s *space) view(off uint64, n int) []byte {
 		return nil
 	}
 	return unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(m), off&(pageSize-1))), n)
+}
+
+// catchFault is deferred around reads of mapped memory that loops make, with
+// what SetPanicOnFault(true) returned: a bad sector, or a file that another
+// program has cut, becomes an error instead of the end of the program.
+func catchFault(err *error, before bool) {
+	debug.SetPanicOnFault(before)
+	switch fault := recover().(type) {
+	case nil:
+	case interface{ Addr() uintptr }:
+		*err = fmt.Errorf("%w: the file cannot be read here: a bad disk, or another program has cut it", syscall.EIO)
+	default:
+		panic(fault)
+	}
 }
 
 // firstUse maps chunk i. A failure is kept for mapError.
@@ -497,11 +513,16 @@ func (s *space) freshSums(dst []uint32, from, to uint64) []uint32 {
 }
 
 // settle makes the pages of [from, to), fresh until now, logged ones: they
-// show the file from here on. Their changes have been written.
+// show the file from here on. Their changes have been written; the rest gets
+// its room on the disk now, because a checkpoint that finds the disk full
+// would stop the arena.
 func (s *space) settle(from, to uint64) error {
-	size := int64(to) << pageShift
-	if err := s.file.Allocate(int64(from)<<pageShift, size-int64(from)<<pageShift); err != nil {
-		return err
+	if from == to {
+		return nil
+	}
+	off, size := int64(from)<<pageShift, int64(to)<<pageShift
+	if err := s.file.Allocate(off, size-off); err != nil {
+		return errors.Join(err, hard(s.file.Truncate(s.fileSize)))
 	}
 	if s.fileSize < size {
 		if err := s.file.Truncate(size); err != nil {
