@@ -51,8 +51,8 @@ func TestControlWords(t *testing.T) {
 		b[i] = c
 	}
 	w := binary.LittleEndian.Uint64(b[:])
-	assert.EqualValues(t, 0x0000_8000_0000_8000, empties(w))
-	assert.EqualValues(t, 0x80<<32, matches(w, 0x9c))
+	assert.EqualValues(t, uint64(0x0000_8000_0000_8000), empties(w))
+	assert.EqualValues(t, uint64(0x80<<32), matches(w, 0x9c))
 	assert.EqualValues(t, 0x80, matches(w, 0x80)&-matches(w, 0x80), "the lowest match is right")
 	assert.Zero(t, matches(w, 0xaa))
 }

@@ -301,7 +301,7 @@ func (d *dict) count() int64 {
 	t := d.table.Load()
 	n := t.base
 	for i := range t.segs {
-		n += atomic.LoadInt64(&t.segs[i].added)
+		n += t.segs[i].added.Load()
 	}
 	return n
 }

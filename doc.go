@@ -129,7 +129,7 @@
 // allows them.
 //
 // Another program must not write to or truncate an open file: reading what was
-// cut off faults, as with any mapped file.
+// cut off is a memory fault, as with any mapped file.
 //
 // # Portability
 //
@@ -155,5 +155,6 @@
 // other failure to write, the arena stops: reads go on, and every change and
 // commit returns the first error, which is also that of [Arena.Err], until
 // the file is opened again, with the last commit in it. A sector that the disk
-// cannot read is Go's panic for a memory fault.
+// cannot read ends a loop with an error; elsewhere, in [EMList.Get] say, it is Go's
+// panic for a memory fault.
 package emd

@@ -2,7 +2,6 @@ package emd
 
 import (
 	"encoding/binary"
-	"errors"
 	"math"
 	"math/bits"
 	"runtime"
@@ -298,20 +297,8 @@ func (l *list) firstFault() error {
 	return *err
 }
 
-// fault keeps what ended a loop early. That the list was closed is no fault
-// of the file: its Close need not tell it.
-func (l *list) fault(op string, err error) {
-	if !errors.Is(err, ErrClosed) {
-		l.a.fault(&l.handle, op, 0, err)
-		return
-	}
-	err = l.a.opError(op, &l.handle, 0, err)
-	l.err.CompareAndSwap(nil, &err)
-	l.a.faultMu.Lock()
-	defer l.a.faultMu.Unlock()
-	l.a.faultCount++
-	l.a.lastFault = err
-}
+// fault keeps what ended a loop early.
+func (l *list) fault(op string, err error) { l.a.fault(&l.handle, op, 0, err) }
 
 // result gives an error of a public method its place. A bad index panics.
 func (l *list) result(op string, err error) error {

@@ -230,7 +230,9 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		says    string
 	}{
 		"nothing counted yet": {func(*testing.T, string) {}, []string{"-get", "x"}, "nothing was counted into it yet: run wordcount -db "},
-		"another format":      {func(t *testing.T, db string) { write(t, filepath.Dir(db), filepath.Base(db), strings.Repeat("text ", 10_000)) }, []string{"-get", "x"}, "choose another file with -db"},
+		"another format": {func(t *testing.T, db string) {
+			write(t, filepath.Dir(db), filepath.Base(db), strings.Repeat("text ", 10_000))
+		}, []string{"-get", "x"}, "choose another file with -db"},
 		"another program": {func(t *testing.T, db string) {
 			d, err := emd.OpenDict[string, string](db, nil)
 			require.NoError(t, err)
