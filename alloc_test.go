@@ -37,10 +37,17 @@ func takeLogged(t *testing.T, a *Arena) {
 	a.alloc.committed()
 }
 
+func allocSeeds() uint64 {
+	if testing.Short() {
+		return 2
+	}
+	return 8
+}
+
 // TestAllocator allocates and frees runs at random and compares with what it
 // handed out: no page twice, none lost, all zeroed.
 func TestAllocator(t *testing.T) {
-	for seed := range uint64(8) {
+	for seed := range allocSeeds() {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			a := bareArena(t)
 			al := a.alloc
@@ -153,7 +160,7 @@ func TestAllocatorRegions(t *testing.T) {
 
 // TestRecords puts, replaces and frees records of all sizes against a map.
 func TestRecords(t *testing.T) {
-	for seed := range uint64(6) {
+	for seed := range allocSeeds() {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			a := bareArena(t)
 			hdr, err := a.alloc.alloc(1)
