@@ -532,12 +532,8 @@ func (a *Arena) Close() error {
 	close(a.quit)
 	a.catMu.Lock()
 	defer a.catMu.Unlock()
-	all := a.registered()
-	for _, c := range all {
-		c.lock()
-		defer c.unlock()
-	}
-	a.gate.close()
+	all := append(a.registered(), a.catalog, a.meta)
+	a.gate.closeAll(all)
 	a.status.Or(statusClosed)
 	for _, c := range all {
 		if h := c.base(); h.state.CompareAndSwap(stateOpen, stateClosed) {
@@ -694,7 +690,7 @@ func (a *Arena) spillFresh() error {
 }
 
 // spill writes the pages of a run of fresh space, which only the caller uses,
-// to the file and gives their memory back. The caller is inside the gate.
+// to the file and gives their memory back. The caller has the gate open.
 func (a *Arena) spill(p pageNo, n uint32) error {
 	return a.spillError(a.space.spillRange(uint64(p), uint64(n)))
 }

@@ -816,12 +816,12 @@ func (d *dict) getWord(key uint64) (val uint64, ok bool, err error) {
 		h := d.hashWord(key)
 		t := d.table.Load()
 		seg := t.segment(h)
-		if s := seg.seq.Load(); s&1 == 0 {
+		if s := seg.load(); s&1 == 0 {
 			no, same := seg.bucketAt(t, h, s)
 			if b := d.peek(no); b != nil && same && no != 0 {
 				val, ok, ended := b.findWord(h, key)
 				readFence()
-				if seg.seq.Load() == s && ended {
+				if seg.load() == s && ended {
 					return val, ok, nil
 				}
 			}
@@ -845,7 +845,7 @@ func (d *dict) prefetch(h uint64) {
 	}
 	t := d.table.Load()
 	seg := t.segment(h)
-	if no, same := seg.bucketAt(t, h, seg.seq.Load()); same {
+	if no, same := seg.bucketAt(t, h, seg.load()); same {
 		if b := d.peek(no); b != nil {
 			prefetch(unsafe.Add(unsafe.Pointer(b), lineSize+home(h, lineCount)*lineSize))
 		}
@@ -921,7 +921,7 @@ func (d *dict) setWord(key, val uint64) error {
 			return err
 		}
 		done := d.storeWord(t, seg, h, key, val)
-		d.leave(seg, h)
+		seg.mu.Unlock()
 		if done {
 			return nil
 		}

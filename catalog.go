@@ -30,8 +30,8 @@ const (
 )
 
 // A container is what an arena holds under a name. Its methods are called
-// with the locks that they name; the lock order is catMu, then the writer locks
-// of containers, then the gate.
+// with the locks that they name; the lock order is catMu, then the gate, then
+// the writer locks of containers.
 type container interface {
 	base() *handle
 	lock() // all writer locks
@@ -39,9 +39,9 @@ type container interface {
 	turnAway() // readers fail their validation until readmit
 	readmit()
 	flush()                  // gate closed: write cached counters to the header page
-	create() (pageNo, error) // locked, in the gate: build an empty structure
+	create() (pageNo, error) // locked, the gate open: build an empty structure
 	load(h pageNo) error     // locked: forget caches, read header page h; 0: not in the file
-	free() error             // locked, in the gate: give all space back
+	free() error             // locked, the gate open: give all space back
 	length() int64
 	size() int64 // bytes of the file that it takes
 }
@@ -53,6 +53,7 @@ type handle struct {
 	key, value string // signatures
 	hdr        pageNo // 0: not in the file; guarded by the writer lock
 	absent     atomic.Bool
+	active     atomic.Bool // the gate closes its writer locks; see gate
 	state      atomic.Uint32
 	epoch      atomic.Uint64 // advanced by Rollback, Drop and Close
 	err        atomic.Pointer[error]
@@ -213,10 +214,10 @@ func (a *Arena) loadContainer(c container, hdr pageNo) error {
 // neither. The caller holds catMu and has admitted createCost.
 func (a *Arena) createContainer(c container) error {
 	h := c.base()
+	a.gate.enter()
+	defer a.gate.exit()
 	c.lock()
 	defer c.unlock()
-	a.gate.enter(0)
-	defer a.gate.exit(0)
 	if err := a.writable(); err != nil {
 		return err
 	}
@@ -259,17 +260,16 @@ func (a *Arena) ensure(c container) error {
 	return a.createContainer(c)
 }
 
-// registered returns the arena's own dicts and the open containers, sorted by
-// name, so that whoever locks them all does so in one order.
+// registered returns the open containers, sorted by name.
 func (a *Arena) registered() []container {
 	a.openMu.Lock()
 	defer a.openMu.Unlock()
-	all := make([]container, 0, len(a.open)+2)
+	all := make([]container, 0, len(a.open))
 	for _, c := range a.open {
 		all = append(all, c)
 	}
 	slices.SortFunc(all, func(x, y container) int { return strings.Compare(x.base().name, y.base().name) })
-	return append(all, a.catalog, a.meta)
+	return all
 }
 
 func (a *Arena) opened(name string) container {
@@ -291,14 +291,11 @@ func (a *Arena) unregister(name string) {
 }
 
 // reload has all containers forget what they cached, after a rollback, and
-// lets readers in again. The caller holds all locks but the catalogue's own
-// and has the gate closed.
+// lets readers in again. The caller has the gate closed for all of them, and
+// the catalogue in order.
 func (a *Arena) reload(all []container) error {
 	var failed error
 	for _, c := range all {
-		if c == container(a.catalog) {
-			continue
-		}
 		if err := a.reloadOne(c); err != nil {
 			failed = errors.Join(failed, err)
 			continue
@@ -443,10 +440,10 @@ func (a *Arena) drop(name string) error {
 			return err
 		}
 	}
+	a.gate.enter()
+	defer a.gate.exit()
 	c.lock()
 	defer c.unlock()
-	a.gate.enter(0)
-	defer a.gate.exit(0)
 	h := c.base()
 	h.state.Store(stateDropped)
 	h.epoch.Add(1)
@@ -494,8 +491,8 @@ func (a *Arena) setMeta(key string, value []byte) error {
 	}
 	a.catMu.Lock()
 	defer a.catMu.Unlock()
-	a.gate.enter(0)
-	defer a.gate.exit(0)
+	a.gate.enter()
+	defer a.gate.exit()
 	if err := a.writable(); err != nil {
 		return err
 	}

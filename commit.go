@@ -89,18 +89,21 @@ func hard(err error) error {
 // hasChanges says whether there is anything to commit.
 func (a *Arena) hasChanges() (bool, error) {
 	a.gate.close()
-	defer a.gate.open()
+	defer a.gate.openIdle()
 	a.flush()
 	a.space.sweep()
 	end, _ := a.alloc.usage()
 	return a.space.anyDirty() || end != a.space.border.Load(), nil
 }
 
-// flush has the containers and the allocator write what they keep in memory.
+// flush has whatever may have changed write what it keeps in memory. The gate
+// is closed.
 func (a *Arena) flush() {
-	for _, c := range a.registered() {
+	for _, c := range a.gate.active {
 		c.flush()
 	}
+	a.catalog.flush()
+	a.meta.flush()
 	a.alloc.flush()
 }
 
@@ -158,7 +161,7 @@ func (c *captured) freshBytes() int64 { return int64(c.rec.freshCount) * unitSiz
 func (a *Arena) capture() (*captured, error) {
 	a.captures.Add(1)
 	a.gate.close()
-	defer a.gate.open()
+	defer a.gate.openIdle()
 	a.flush()
 	a.space.sweep()
 	from := a.space.border.Load()
@@ -444,25 +447,17 @@ func (a *Arena) rollback() error {
 	defer a.io.Unlock()
 	a.catMu.Lock()
 	defer a.catMu.Unlock()
-	all := a.registered()
-	for _, c := range all {
-		c.lock()
-	}
-	a.gate.close()
-	defer func() {
-		a.gate.open()
-		for _, c := range all {
-			if c != container(a.catalog) {
-				c.unlock()
-			}
-		}
-	}()
+	all := append(a.registered(), a.meta)
+	a.gate.closeAll(all)
+	defer a.gate.open()
 	for _, c := range all {
 		c.turnAway()
 	}
+	a.catalog.lock()
+	a.catalog.turnAway()
 	err := a.restore()
 	if err == nil {
-		a.catalog.readmit() // to find the others; catMu keeps writers away
+		a.catalog.readmit() // to find the others
 	}
 	a.catalog.unlock()
 	if err == nil {

@@ -36,7 +36,7 @@ func newDict(a *Arena, keySize, valSize int) *dict {
 }
 
 // newBytesDict returns the core of a dict of bytes that the arena keeps for
-// itself, and whose methods it calls inside the gate: see getBytes.
+// itself, and whose methods it calls with the gate open: see getBytes.
 func newBytesDict(a *Arena, name string) *dict {
 	d := newDict(a, -1, -1)
 	d.name, d.kind = name, "catalog"
@@ -73,45 +73,26 @@ func (d *dict) unlock() {
 	t.unlock()
 }
 
-// lockIdle is lock at a moment when nothing is busy.
-func (d *dict) lockIdle() {
-	for {
-		d.lock()
-		t := d.held
-		wait := -1
-		for i := range t.segs {
-			if len(t.segs[i].busy) != 0 {
-				wait = i
-			}
+// busyStripe returns a stripe in which something is busy, nil if there is
+// none. The caller holds all locks.
+func (d *dict) busyStripe() *stripe {
+	for i := range d.held.stripes {
+		if l := &d.held.stripes[i]; len(l.busy) != 0 {
+			return l
 		}
-		if wait < 0 {
-			return
-		}
-		d.unlock()
-		t.segs[wait].lockRange(0, ^uint64(0))
-		t.segs[wait].unlock()
 	}
+	return nil
 }
 
 // turnAway makes readers fail until readmit. The caller holds all locks.
 func (d *dict) turnAway() {
 	d.away = true
-	t := d.table.Load()
-	for i := range t.segs {
-		if seg := &t.segs[i]; seg.seq.Load()&1 == 0 {
-			seg.seq.Add(1)
-		}
-	}
+	d.table.Load().turnAway()
 }
 
 func (d *dict) readmit() {
 	d.away = false
-	t := d.table.Load()
-	for i := range t.segs {
-		if seg := &t.segs[i]; seg.seq.Load()&1 != 0 {
-			seg.seq.Add(1)
-		}
-	}
+	d.table.Load().readmit()
 }
 
 // flush writes the counters to the header page. The gate is closed.
@@ -194,7 +175,7 @@ func (d *dict) free() error {
 }
 
 // reset gives back all space but the header page, and leaves the dict empty.
-// The caller holds all locks and is inside the gate.
+// The caller holds all locks and has the gate open.
 func (d *dict) reset() error {
 	t := d.table.Load()
 	// Pages need not be looked at unless they lead to more of what is to be freed.
@@ -219,11 +200,7 @@ func (d *dict) reset() error {
 	if t.bits != 0 {
 		d.a.alloc.free(le.Uint32(hdr[dictRootOff:]), 1)
 	}
-	for i := range t.segs {
-		if seg := &t.segs[i]; seg.seq.Load()&1 == 0 {
-			seg.begin() // setTable leaves it so
-		}
-	}
+	t.turnAway() // setTable leaves it so
 	hdr[dictRootBitsOff], hdr[dictDepthOff] = 0, 0
 	le.PutUint32(hdr[dictRootOff:], 0)
 	le.PutUint64(hdr[dictLenOff:], 0)
@@ -300,8 +277,8 @@ func (d *dict) bare() bool {
 func (d *dict) count() int64 {
 	t := d.table.Load()
 	n := t.base
-	for i := range t.segs {
-		n += t.segs[i].added.Load()
+	for i := range t.stripes {
+		n += t.stripes[i].added.Load()
 	}
 	return n
 }
@@ -426,12 +403,12 @@ func (d *dict) read(h uint64, fn func(t *segmentTable, seg *segment, s uint64) e
 			// lock while it waits for a checkpoint.
 			locked = seg.mu.TryLock()
 		}
-		s := seg.seq.Load()
+		s := seg.load()
 		err := errRetry
 		if s&1 == 0 {
 			err = fn(t, seg, s)
 			readFence()
-			if seg.seq.Load() != s {
+			if seg.load() != s {
 				err = errRetry
 			}
 		}
@@ -514,7 +491,7 @@ func (d *dict) change(kind changeKind, h uint64, key, val, dst []byte, by *hold)
 		old, was, err = d.changeInside(t, seg, kind, h, key, val, dst)
 		emptied := seg.emptied
 		seg.emptied = false
-		d.leave(seg, h)
+		seg.mu.Unlock()
 		switch {
 		case err == errFanOut:
 			if err := d.fanOut(); err != nil {
@@ -528,8 +505,8 @@ func (d *dict) change(kind changeKind, h uint64, key, val, dst []byte, by *hold)
 	}
 }
 
-// enter admits a change of the hash h, takes the lock of its segment and
-// passes the gate.
+// enter admits a change of the hash h and takes the lock of its segment, with
+// the dict active: so the gate stays open.
 func (d *dict) enter(h uint64, size int, by *hold) (t *segmentTable, seg *segment, err error) {
 	cost := d.cost.Load()
 	if size > maxSlotted/4 {
@@ -540,11 +517,11 @@ func (d *dict) enter(h uint64, size int, by *hold) (t *segmentTable, seg *segmen
 			return nil, nil, err
 		}
 		t, seg = d.lockSegment(h, by != nil)
-		d.a.gate.enter(uint(h >> (64 - rootBits)))
-		if d.state.Load() == stateOpen && (by == nil || by.epoch == d.epoch.Load()) && d.hdr != 0 {
+		active := d.active.Load()
+		if active && d.state.Load() == stateOpen && (by == nil || by.epoch == d.epoch.Load()) && d.hdr != 0 {
 			return t, seg, nil
 		}
-		d.leave(seg, h)
+		seg.mu.Unlock()
 		if err := d.a.check(&d.handle); err != nil {
 			return nil, nil, err
 		}
@@ -554,12 +531,10 @@ func (d *dict) enter(h uint64, size int, by *hold) (t *segmentTable, seg *segmen
 		if err := d.a.ensure(d); err != nil {
 			return nil, nil, err
 		}
+		if !active {
+			d.a.gate.include(d)
+		}
 	}
-}
-
-func (d *dict) leave(seg *segment, h uint64) {
-	d.a.gate.exit(uint(h >> (64 - rootBits)))
-	seg.unlock()
 }
 
 // lockSegment takes the lock of a hash's segment; unless the caller is the one
@@ -576,11 +551,11 @@ func (d *dict) lockSegment(h uint64, mine bool) (*segmentTable, *segment) {
 		if d.table.Load() == t {
 			return t, seg
 		}
-		seg.unlock()
+		seg.mu.Unlock()
 	}
 }
 
-// putBytes stores a value. The caller is inside the gate, and there is no
+// putBytes stores a value. The caller has entered the gate, and there is no
 // other writer.
 func (d *dict) putBytes(key, val []byte) error {
 	h := d.hash(key)
@@ -593,7 +568,7 @@ func (d *dict) putBytes(key, val []byte) error {
 				err = errFanOut
 			}
 		}
-		seg.unlock()
+		seg.mu.Unlock()
 		if err != errFanOut {
 			return err
 		}
@@ -605,7 +580,7 @@ func (d *dict) putBytes(key, val []byte) error {
 func (d *dict) deleteBytes(key []byte) (bool, error) {
 	h := d.hash(key)
 	t, seg := d.lockSegment(h, true)
-	defer seg.unlock()
+	defer seg.mu.Unlock()
 	_, was, err := d.changeInside(t, seg, changeRemove, h, key, nil, nil)
 	return was, err
 }
@@ -631,8 +606,7 @@ func (d *dict) eachBytes(fn func(key, val []byte) bool) error {
 	return c.err
 }
 
-// changeInside is change with the lock held, inside the gate. On error
-// nothing has changed; errFanOut asks to fan out and try again.
+// changeInside is change with the lock held and the gate open. On error nothing has changed; errFanOut asks to fan out and try again.
 func (d *dict) changeInside(t *segmentTable, seg *segment, kind changeKind, h uint64, key, val, dst []byte) (old []byte, was bool, err error) {
 	head := seg.bucket(t, h)
 	if kind != changeSet {
@@ -1137,14 +1111,17 @@ func (d *dict) pageBefore(head, next pageNo) (place, error) {
 	return place{}, corruptAt(uint64(next)<<pageShift, "overflow page not in its chain")
 }
 
-// clearAll removes all entries.
+// clearAll removes all entries. It waits for callbacks: they may have decided
+// by what is there.
 func (d *dict) clearAll() error {
-	return d.alone(d.lockIdle, func() error {
-		if d.hdr == 0 || d.bare() {
-			return nil
+	for {
+		busy, err := d.resetAlone(func() (bool, *stripe) { return true, d.busyStripe() })
+		if busy == nil {
+			return err
 		}
-		return d.reset()
-	})
+		busy.lockRange(0, ^uint64(0)) // outside the gate: callbacks may need it
+		busy.mu.Unlock()
+	}
 }
 
 // tidy gives all space back if the dict is empty. It need not wait for
@@ -1153,27 +1130,29 @@ func (d *dict) tidy() error {
 	if d.count() != 0 {
 		return nil
 	}
-	return d.alone(d.lock, func() error {
-		if d.hdr == 0 || d.count() != 0 || d.bare() {
-			return nil
-		}
-		return d.reset()
-	})
+	_, err := d.resetAlone(func() (bool, *stripe) { return d.count() == 0, nil })
+	return err
 }
 
-// alone runs fn with all locks, which lock takes, inside the gate.
-func (d *dict) alone(lock func(), fn func() error) error {
+// resetAlone resets the dict with all locks, if ready says so and names no
+// stripe to wait for, which it returns.
+func (d *dict) resetAlone(ready func() (bool, *stripe)) (*stripe, error) {
 	if err := d.a.admit(createCost); err != nil {
-		return err
+		return nil, err
 	}
-	lock()
+	d.a.gate.enter()
+	defer d.a.gate.exit()
+	d.a.gate.activate(d)
+	d.lock()
 	defer d.unlock()
-	d.a.gate.enter(0)
-	defer d.a.gate.exit(0)
 	if err := d.a.check(&d.handle); err != nil {
-		return err
+		return nil, err
 	}
-	return fn()
+	ok, busy := ready()
+	if !ok || busy != nil || d.hdr == 0 || d.bare() {
+		return busy, nil
+	}
+	return nil, d.reset()
 }
 
 // A hold keeps the range [lo, hi] of hashes busy while a callback runs.
@@ -1185,7 +1164,7 @@ type hold struct {
 // hold keeps the hash h busy for a callback.
 func (d *dict) hold(h uint64) hold {
 	_, seg := d.lockSegment(h, false)
-	defer seg.unlock()
+	defer seg.mu.Unlock()
 	seg.setBusy(h, h)
 	return hold{h, h, d.epoch.Load()}
 }
@@ -1198,19 +1177,19 @@ func (d *dict) holdBucket(h uint64) (hold, error) {
 		if no := seg.bucket(t, h); no != 0 {
 			b, err := d.owned(t, seg, h, no)
 			if err != nil {
-				seg.unlock()
+				seg.mu.Unlock()
 				return hold{}, err
 			}
 			hi = h | ^uint64(0)>>b.depth()
 		}
 		if seg.isBusy(h, hi) {
 			seg.idle.Wait()
-			seg.unlock()
+			seg.mu.Unlock()
 			continue
 		}
 		seg.setBusy(h, hi)
 		held := hold{h, hi, d.epoch.Load()}
-		seg.unlock()
+		seg.mu.Unlock()
 		return held, nil
 	}
 }
@@ -1219,12 +1198,12 @@ func (d *dict) holdBucket(h uint64) (hold, error) {
 func (d *dict) release(by hold) {
 	for {
 		t := d.table.Load()
-		t.eachSegment(by.lo, by.hi, func(seg *segment, lo, hi uint64) {
-			seg.mu.Lock()
-			if seg.isBusy(lo, hi) {
-				seg.clearBusy(lo, hi)
+		t.eachStripe(by.lo, by.hi, func(l *stripe, lo, hi uint64) {
+			l.mu.Lock()
+			if l.isBusy(lo, hi) {
+				l.clearBusy(lo, hi)
 			}
-			seg.mu.Unlock()
+			l.mu.Unlock()
 		})
 		// A table that took the place of t meanwhile has the range from it.
 		if d.table.Load() == t {

@@ -55,13 +55,14 @@ const (
 	dictRecordsOff  = 64
 	dictDirOff      = 2048
 
-	dictKind     = "EMDdict1"
-	rootBits     = 9
-	segmentCount = 1 << rootBits
-	inlineDepth  = 9  // of the directory in the header page, at most
-	maxDepth     = 22 // of a segment's directory: 16 MiB
-	spareDepth   = 4  // bits that a directory may have beyond log2 of its buckets
-	rootDepthBit = 56
+	dictKind      = "EMDdict1"
+	rootBits      = 9
+	segmentCount  = 1 << rootBits
+	maxStripeBits = 7
+	inlineDepth   = 9  // of the directory in the header page, at most
+	maxDepth      = 22 // of a segment's directory: 16 MiB
+	spareDepth    = 4  // bits that a directory may have beyond log2 of its buckets
+	rootDepthBit  = 56
 
 	maxKeySize   = 64 << 10 // bytes
 	maxValueSize = 1 << 30
@@ -88,37 +89,54 @@ const (
 
 // A segmentTable is the root of a dict on the Go heap. When the number of
 // segments changes, and after a Rollback, another takes its place; the
-// counters of the old one then stay odd, so that readers look again.
+// versions of the old one then stay odd, so that readers look again.
 type segmentTable struct {
-	bits uint8 // 0 or rootBits
-	base int64 // entries when the table was made
-	segs []segment
+	bits    uint8 // 0 or rootBits
+	base    int64 // entries when the table was made
+	segs    []segment
+	stripes []stripe
 }
 
-// A segment is the state of a directory on the Go heap. A lookup needs its
-// first cache line only.
+// A segment is the state of a directory on the Go heap: one cache line, which
+// readers share.
 type segment struct {
-	seqlock
+	version
 	dir   atomic.Pointer[uint32] // 1<<depth page numbers
 	depth atomic.Uint32
 	only  uint32 // the directory, where it has one entry outside the file
 
 	// The rest is for writers.
-	added   atomic.Int64 // entries since the table was made; see segment.count
-	off     uint64       // of the directory in the file; 0: only
-	buckets int          // in the directory; 0: not counted yet
-	deepest int          // buckets that need the directory's last bit; counted with buckets
+	*stripe
+	off     uint64 // of the directory in the file; 0: only
+	buckets uint32 // in the directory; 0: not counted yet
+	deepest uint32 // buckets that need the directory's last bit; counted with buckets
+	_       [64 - 32 - 2*unsafe.Sizeof(uintptr(0))]byte
+}
+
+// A stripe has what the writers of a few neighbouring segments share, in a
+// cache line of its own. Fewer locks than segments fit the first-level cache,
+// and are sooner taken by a commit.
+type stripe struct {
+	stripeState
+	_ [64 - unsafe.Sizeof(stripeState{})]byte
+}
+
+type stripeState struct {
+	writerLock
 	emptied bool         // a page lost its last entry, until somebody has looked whether the dict did
-	_       [24]byte
+	added   atomic.Int64 // entries since the table was made; see count
 }
 
 // emptyTable returns a table without buckets.
 func (d *dict) emptyTable(tableBits uint8) *segmentTable {
-	t := &segmentTable{bits: tableBits, segs: make([]segment, 1<<tableBits)}
+	stripeBits := min(tableBits, maxStripeBits)
+	t := &segmentTable{bits: tableBits, segs: make([]segment, 1<<tableBits), stripes: make([]stripe, 1<<stripeBits)}
 	for i := range t.segs {
-		t.segs[i].setOnly(0)
+		seg := &t.segs[i]
+		seg.stripe = &t.stripes[i>>(tableBits-stripeBits)]
+		seg.setOnly(0)
 		if d.away {
-			t.segs[i].seq.Store(1)
+			seg.begin()
 		}
 	}
 	return t
@@ -129,23 +147,21 @@ func (d *dict) emptyTable(tableBits uint8) *segmentTable {
 func (d *dict) setTable(t *segmentTable) {
 	old := d.table.Load()
 	if old != nil {
-		for i := range old.segs {
-			for _, b := range old.segs[i].busy {
-				t.eachSegment(b.lo, b.hi, func(seg *segment, lo, hi uint64) { seg.setBusy(lo, hi) })
+		for i := range old.stripes {
+			for _, b := range old.stripes[i].busy {
+				t.eachStripe(b.lo, b.hi, func(l *stripe, lo, hi uint64) { l.setBusy(lo, hi) })
 			}
 		}
 	}
 	d.cost.Store(t.cost())
 	d.table.Store(t)
 	if old != nil {
-		for i := range old.segs {
-			seg := &old.segs[i]
-			if seg.seq.Load()&1 == 0 {
-				seg.seq.Add(1)
-			}
-			seg.busy = nil
-			if seg.idle != nil {
-				seg.idle.Broadcast()
+		old.turnAway()
+		for i := range old.stripes {
+			l := &old.stripes[i]
+			l.busy = nil
+			if l.idle != nil {
+				l.idle.Broadcast()
 			}
 		}
 	}
@@ -164,14 +180,30 @@ func (t *segmentTable) cost() int64 {
 func changeCost(depth uint32) int64 { return 8*pageSize + 12<<depth }
 
 func (t *segmentTable) lock() {
-	for i := range t.segs {
-		t.segs[i].mu.Lock()
+	for i := range t.stripes {
+		t.stripes[i].mu.Lock()
 	}
 }
 
 func (t *segmentTable) unlock() {
+	for i := range t.stripes {
+		t.stripes[i].mu.Unlock()
+	}
+}
+
+func (t *segmentTable) turnAway() {
 	for i := range t.segs {
-		t.segs[i].mu.Unlock()
+		if seg := &t.segs[i]; !seg.changing() {
+			seg.begin()
+		}
+	}
+}
+
+func (t *segmentTable) readmit() {
+	for i := range t.segs {
+		if seg := &t.segs[i]; seg.changing() {
+			seg.end()
+		}
 	}
 }
 
@@ -180,12 +212,12 @@ func (t *segmentTable) segment(h uint64) *segment {
 	return &t.segs[h>>1>>((63-t.bits)&63)]
 }
 
-// eachSegment calls fn with each segment that hashes in [lo, hi] belong to,
-// and with its part of them.
-func (t *segmentTable) eachSegment(lo, hi uint64, fn func(seg *segment, lo, hi uint64)) {
+// eachStripe calls fn with each stripe that hashes in [lo, hi] belong to, and
+// with its part of them.
+func (t *segmentTable) eachStripe(lo, hi uint64, fn func(l *stripe, lo, hi uint64)) {
 	for {
-		end := lo | ^uint64(0)>>t.bits
-		fn(t.segment(lo), lo, min(end, hi))
+		end := lo | ^uint64(0)>>min(t.bits, maxStripeBits)
+		fn(t.segment(lo).stripe, lo, min(end, hi))
 		if end >= hi {
 			return
 		}
@@ -211,7 +243,7 @@ func (seg *segment) entry(i uint64) pageNo { return dirEntry(seg.dir.Load(), i) 
 // any more, for directory and depth must belong together.
 func (seg *segment) bucketAt(t *segmentTable, h, s uint64) (pageNo, bool) {
 	depth, dir := seg.depth.Load(), seg.dir.Load()
-	if seg.seq.Load() != s {
+	if seg.load() != s {
 		return 0, false
 	}
 	return dirEntry(dir, t.index(h, depth)), true
@@ -235,14 +267,14 @@ func (seg *segment) setDir(dir *uint32, off uint64, depth uint32) {
 	seg.off = off
 }
 
-// count adds to the segment's number of entries. The caller holds the lock, so
-// only readers of the count meet it. On 64-bit machines a plain store is whole,
-// and saves a change the 20 cycles of an atomic one.
-func (seg *segment) count(n int64) {
+// count adds to the number of entries. The caller holds the lock, so only
+// readers of the count meet it. On 64-bit machines a plain store is whole, and
+// saves a change the 20 cycles of an atomic one.
+func (l *stripeState) count(n int64) {
 	if optimistic && bits.UintSize == 64 {
-		*(*int64)(unsafe.Pointer(&seg.added)) += n
+		*(*int64)(unsafe.Pointer(&l.added)) += n
 	} else {
-		seg.added.Add(n)
+		l.added.Add(n)
 	}
 }
 
@@ -790,18 +822,18 @@ func (d *dict) fanOut() error {
 	if err := d.a.admit(min(segmentCount*pageSize, d.a.limit/2)); err != nil {
 		return err
 	}
+	d.a.gate.enter()
+	defer d.a.gate.exit()
+	d.a.gate.activate(d)
 	d.lock()
 	defer d.unlock()
-	d.a.gate.enter(0)
-	defer d.a.gate.exit(0)
 	if d.state.Load() != stateOpen || d.hdr == 0 {
 		return nil // the change that needs it will see
 	}
 	return d.fanOutInside()
 }
 
-// fanOutInside is fanOut for who holds the lock and is inside the gate. On
-// error nothing has changed.
+// fanOutInside is fanOut for who holds all locks. On error nothing has changed.
 func (d *dict) fanOutInside() (err error) {
 	t := d.table.Load()
 	seg := &t.segs[0]
@@ -895,7 +927,7 @@ func (d *dict) splitAll(depth int) error {
 			return err
 		}
 		hi, split, err := d.splitTo(t, seg, h, depth)
-		d.leave(seg, h)
+		seg.mu.Unlock()
 		switch {
 		case err == errFanOut:
 			if err := d.fanOut(); err != nil {
@@ -981,7 +1013,7 @@ func (v *dictCheck) segment(i uint64, seg *segment) error {
 	}
 	first := i << 1 << (63 - v.t.bits)
 	step := ^uint64(0)>>v.t.bits>>depth + 1 // 0: one bucket for all hashes
-	buckets, deepest := 0, 0
+	buckets, deepest := uint32(0), uint32(0)
 	for k := uint64(0); k < 1<<depth; {
 		h := first + k*step
 		no := seg.entry(k)

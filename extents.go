@@ -207,7 +207,7 @@ func (t *extentTable) roomBefore(p uint64) uint64 {
 	return at + 1
 }
 
-// The methods below are for the writer: inside the lock and the gate.
+// The methods below are for the writer, who holds the lock.
 
 // growth bounds the bytes that reserve would take.
 func (l *list) growth(p, q uint64) (n int64) {

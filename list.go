@@ -23,35 +23,27 @@ type list struct {
 	untyped bool   // width and refs follow from the header page
 	word    bool   // slots are loaded and stored whole by the machine: they cannot tear
 	grain   uint8  // log2 of the slots of the first extent, and of a block
-	shard   uint   // of the gate
 	recs    records
 
 	table      atomic.Pointer[extentTable] // never nil
 	first, end atomic.Uint64               // physical indexes
 	loops      atomic.Int64                // running iterators
 	_          [64]byte
-	shape      version
-	stripes    [listStripes]version
+	shape      ownLine
+	stripes    [listStripes]ownLine
 
-	writer seqlock // its lock and busy ranges; the counters above are finer
+	writer writerLock
 	tail   slotRoom
 }
 
 const listStripes = 64
 
-// A version is odd while what it stands for changes. It has a cache line to
-// itself, so that writers of one stripe do not slow down readers of others.
-type version struct {
-	n atomic.Uint64
+// An ownLine is a version with a cache line to itself, so that writers of one
+// stripe do not slow down readers of others.
+type ownLine struct {
+	version
 	_ [56]byte
 }
-
-func (v *version) begin() {
-	v.n.Add(1)
-	writeFence()
-}
-
-func (v *version) end() { v.n.Add(1) }
 
 // A slotRoom is where the next elements go: n slots in a row from the one at
 // mem, which is at offset off of the file.
@@ -61,13 +53,11 @@ type slotRoom struct {
 	n   uint64
 }
 
-var nextShard atomic.Uint32
-
 // newList returns the core of a list whose elements take size bytes, or that
 // of one with elements of variable size if size is negative. It is empty and
 // not in the file.
 func newList(a *Arena, name, signature string, size int) *list {
-	l := &list{shard: uint(nextShard.Add(1))}
+	l := &list{}
 	l.handle.a, l.name, l.kind, l.value = a, name, kindList, signature
 	l.recs.init(a, 0)
 	if size < 0 || size > maxSlot {
@@ -252,7 +242,7 @@ func (r *listReader) unlock() {
 }
 
 func (l *list) stripe(p uint64) *version {
-	return &l.stripes[p>>(l.grain&63)%listStripes]
+	return &l.stripes[p>>(l.grain&63)%listStripes].version
 }
 
 // count returns the number of elements.
@@ -415,12 +405,7 @@ func (l *list) enterAs(cost int64, holder bool) error {
 		if err := l.a.admit(cost); err != nil {
 			return err
 		}
-		if holder {
-			l.writer.mu.Lock()
-		} else {
-			l.writer.lockKey(0)
-		}
-		l.a.gate.enter(l.shard)
+		l.enterAnyway(holder)
 		if l.hdr != 0 && l.shape.n.Load()&1 == 0 {
 			return nil
 		}
@@ -434,10 +419,23 @@ func (l *list) enterAs(cost int64, holder bool) error {
 	}
 }
 
-func (l *list) leave() {
-	l.a.gate.exit(l.shard)
-	l.writer.mu.Unlock()
+// enterAnyway locks an active list, whatever its state.
+func (l *list) enterAnyway(holder bool) {
+	for {
+		if holder {
+			l.writer.mu.Lock()
+		} else {
+			l.writer.lockKey(0)
+		}
+		if l.active.Load() {
+			return
+		}
+		l.writer.mu.Unlock()
+		l.a.gate.include(l)
+	}
 }
+
+func (l *list) leave() { l.writer.mu.Unlock() }
 
 // enterFor is enter for a change whose cost depends on the list: need tells
 // it, inside.
@@ -494,7 +492,7 @@ func (l *list) overtaken(h holding) error {
 }
 
 // The methods below, as far as the comment does not say otherwise, are for
-// the writer: inside the lock and the gate.
+// the writer, who holds the lock.
 
 func (l *list) len() uint64 { return l.end.Load() - l.first.Load() }
 
@@ -723,7 +721,7 @@ func (l *list) readmit()      { l.shape.end() }
 
 // flush writes the bounds to the header page.
 func (l *list) flush() {
-	if l.hdr == 0 {
+	if l.hdr == 0 || l.state.Load() != stateOpen {
 		return
 	}
 	first, n := l.first.Load(), l.len()

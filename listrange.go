@@ -742,8 +742,7 @@ func (a *appending) close() {
 // unappend deletes what was appended since h began. It changes little, so it
 // does not ask for memory that may be short.
 func (l *list) unappend(h holding) {
-	l.writer.mu.Lock()
-	l.a.gate.enter(l.shard)
+	l.enterAnyway(true)
 	defer l.leave()
 	if l.overtaken(h) == nil && l.hdr != 0 {
 		_ = l.cut(h.end) // the caller has an error already

@@ -5,17 +5,17 @@ import (
 	"sync/atomic"
 )
 
-// optimistic says that readers validate what they read by a sequence counter
-// instead of locking. Under the race detector, which cannot know about
-// validation, they lock.
+// optimistic says that readers validate what they read by a version instead
+// of locking. Under the race detector, which cannot know about validation,
+// they lock.
 const optimistic = !raceEnabled
 
-// A seqlock orders the writers of one stripe of a container and lets readers
-// notice them (Lameter, Effective Synchronization on Linux/NUMA Systems, 2005;
-// Boehm, Can Seqlocks Get Along With Programming Language Memory Models?, 2012).
+// A version lets readers notice writers (sequence locks: Lameter, Effective
+// Synchronization on Linux/NUMA Systems, 2005; Boehm, Can Seqlocks Get Along
+// With Programming Language Memory Models?, 2012).
 //
-// Writers hold the lock and make the counter odd while they change memory.
-// A reader loads the counter, reads, and loads the counter again: what it
+// It is odd while the writer, who holds the lock of what the version stands
+// for, changes memory. A reader loads it, reads, and loads it again: what it
 // read is consistent if both were the same even number. In between it may
 // have read anything, so it follows no number before it has checked it, and
 // reads mapped memory only, which stays readable for ever.
@@ -24,15 +24,32 @@ const optimistic = !raceEnabled
 // acquire, so its reads come after it; readFence keeps them before the second
 // load. The writer's begin is a sequentially consistent read-modify-write
 // followed by writeFence, so a reader that sees any later store also sees the
-// odd counter; its end is a release. Reads are by plain loads of mapped
+// odd number; its end is a release. Reads are by plain loads of mapped
 // memory, whose values are used only after validation.
+type version struct{ n atomic.Uint64 }
+
+// begin makes readers fail their validation until end. The caller holds the
+// lock.
+func (v *version) begin() {
+	v.n.Add(1)
+	writeFence()
+}
+
+func (v *version) end() { v.n.Add(1) }
+
+func (v *version) load() uint64 { return v.n.Load() }
+
+// changing says whether readers are turned away.
+func (v *version) changing() bool { return v.n.Load()&1 != 0 }
+
+// A writerLock orders the writers of a container or of a part of it. Whoever
+// holds one whose container is active also keeps the gate open.
 //
 // Callbacks of the user run while a range of hashes (or indexes) is busy
 // rather than while the lock is held, so that they may use other containers,
 // in both directions, without a deadlock between unrelated keys. A writer
 // that finds its key in a busy range waits.
-type seqlock struct {
-	seq  atomic.Uint64
+type writerLock struct {
 	mu   sync.Mutex
 	busy []busyRange // guarded by mu; nearly always empty
 	idle *sync.Cond  // signalled when a range leaves busy; made at first use
@@ -41,33 +58,31 @@ type seqlock struct {
 // A busyRange is the closed interval of hashes that a callback works on.
 type busyRange struct{ lo, hi uint64 }
 
-// lockRange takes the writer lock once nothing in [lo, hi] is busy.
-func (l *seqlock) lockRange(lo, hi uint64) {
+// lockRange takes the lock once nothing in [lo, hi] is busy.
+func (l *writerLock) lockRange(lo, hi uint64) {
 	l.mu.Lock()
 	for l.isBusy(lo, hi) {
 		l.idle.Wait()
 	}
 }
 
-// lockKey takes the writer lock once h is not busy.
-func (l *seqlock) lockKey(h uint64) {
+// lockKey takes the lock once h is not busy.
+func (l *writerLock) lockKey(h uint64) {
 	l.mu.Lock()
 	if len(l.busy) != 0 {
 		l.waitKey(h)
 	}
 }
 
-func (l *seqlock) waitKey(h uint64) {
+func (l *writerLock) waitKey(h uint64) {
 	for l.isBusy(h, h) {
 		l.idle.Wait()
 	}
 }
 
-func (l *seqlock) unlock() { l.mu.Unlock() }
-
 // setBusy makes [lo, hi] busy. The caller holds the lock, and nothing in the
 // range is busy.
-func (l *seqlock) setBusy(lo, hi uint64) {
+func (l *writerLock) setBusy(lo, hi uint64) {
 	if l.idle == nil {
 		l.idle = sync.NewCond(&l.mu)
 	}
@@ -75,7 +90,7 @@ func (l *seqlock) setBusy(lo, hi uint64) {
 }
 
 // clearBusy takes [lo, hi] out again. The caller holds the lock.
-func (l *seqlock) clearBusy(lo, hi uint64) {
+func (l *writerLock) clearBusy(lo, hi uint64) {
 	for i, b := range l.busy {
 		if b == (busyRange{lo, hi}) {
 			last := len(l.busy) - 1
@@ -87,7 +102,7 @@ func (l *seqlock) clearBusy(lo, hi uint64) {
 	l.idle.Broadcast()
 }
 
-func (l *seqlock) isBusy(lo, hi uint64) bool {
+func (l *writerLock) isBusy(lo, hi uint64) bool {
 	for _, b := range l.busy {
 		if b.lo <= hi && lo <= b.hi {
 			return true
@@ -96,42 +111,80 @@ func (l *seqlock) isBusy(lo, hi uint64) bool {
 	return false
 }
 
-// begin makes readers fail their validation until end. The caller holds the
-// lock and is inside the gate.
-func (l *seqlock) begin() {
-	l.seq.Add(1)
-	writeFence()
+// A gate keeps changes of memory out while a commit captures what has
+// changed.
+//
+// Changes of elements do not pass a lock of its own, which would cost them
+// two more atomic instructions: the writer locks of their containers are the
+// gate's. A container whose elements change is active, and close takes its
+// writer locks. A writer that finds its container not active, as it is when a
+// capture has found all its changes, lets go and enters first. So a commit
+// takes the locks only of containers that have changed since the last.
+//
+// Rare changes (creating, dropping, fanning out) enter and exit around the
+// locks they take.
+type gate struct {
+	mu       sync.RWMutex // shared by who has entered, exclusive while closed
+	activeMu sync.Mutex
+	active   []container // guarded by activeMu among those who have entered
 }
 
-func (l *seqlock) end() { l.seq.Add(1) }
+// enter begins a rare change. The caller holds no writer lock.
+func (g *gate) enter() { g.mu.RLock() }
 
-// A gate lets operations through while no commit captures, and nobody else
-// while one does. It is a readers-writer lock split into shards, so that
-// operations on different processors do not meet in one cache line.
-type gate struct {
-	shards [gateShards]struct {
-		sync.RWMutex
-		_ [64 - 24]byte // a cache line each (an RWMutex has 24 bytes)
+func (g *gate) exit() { g.mu.RUnlock() }
+
+// include makes c active. The caller holds no writer lock.
+func (g *gate) include(c container) {
+	g.enter()
+	defer g.exit()
+	g.activate(c)
+}
+
+// activate makes c active. The caller has entered.
+func (g *gate) activate(c container) {
+	g.activeMu.Lock()
+	defer g.activeMu.Unlock()
+	if h := c.base(); !h.active.Load() {
+		g.active = append(g.active, c)
+		h.active.Store(true)
 	}
 }
 
-const gateShards = 8
-
-// enter begins a change of memory. Any number will do as the shard, as long
-// as exit gets the same.
-func (g *gate) enter(shard uint) { g.shards[shard%gateShards].RLock() }
-
-func (g *gate) exit(shard uint) { g.shards[shard%gateShards].RUnlock() }
-
-// close waits until nobody is inside and keeps everybody out.
+// close waits until nobody changes anything and keeps everybody out.
 func (g *gate) close() {
-	for i := range g.shards {
-		g.shards[i].Lock()
+	g.mu.Lock()
+	for _, c := range g.active {
+		c.lock()
+	}
+}
+
+// closeAll is close with the writer locks of all the given containers.
+func (g *gate) closeAll(all []container) {
+	g.mu.Lock()
+	for _, c := range all {
+		g.activate(c)
+	}
+	for _, c := range g.active {
+		c.lock()
 	}
 }
 
 func (g *gate) open() {
-	for i := range g.shards {
-		g.shards[i].Unlock()
+	for _, c := range g.active {
+		c.unlock()
 	}
+	g.mu.Unlock()
+}
+
+// openIdle opens a gate behind which no container has changes that a capture
+// has not seen.
+func (g *gate) openIdle() {
+	for _, c := range g.active {
+		c.base().active.Store(false)
+		c.unlock()
+	}
+	clear(g.active)
+	g.active = g.active[:0]
+	g.mu.Unlock()
 }
