@@ -805,6 +805,12 @@ func (d *dict) clearSlot(no pageNo, b *bucket, i int) {
 // Words: keys and values of 8 bytes each are the commonest and get code of
 // their own for the layout of lines, four slots to a line, unrolled.
 
+// words says that keys and values are words.
+func (l *layout) words() bool { return l.kind == layoutLines && l.keySize == 8 && l.slot == wordSlot }
+
+// wordSlot is the bytes of a slot of words.
+const wordSlot = 16
+
 // wholeWords says that a store of 8 bytes is one for readers, and that stores
 // and loads keep their order. Then changing a slot needs no counter: value first,
 // key second, or the value alone, are consistent at each moment.
@@ -902,7 +908,7 @@ func (b *bucket) findWord(h, key uint64) (val uint64, ok, ended bool) {
 // without a counter, key before value, as the copy must not miss the
 // value of a key that it has.
 func (b *bucket) copy(src *bucket, l *layout) {
-	if !wholeWords || l.kind != layoutLines || l.slot != 16 {
+	if !wholeWords || !l.words() {
 		*b = *src
 		return
 	}

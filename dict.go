@@ -1388,10 +1388,10 @@ func (c *cursor) eachWord(fn func(key, val uint64) bool) error {
 					return nil
 				}
 			}
-			for off := lineSize; off < pageSize; off += 16 {
+			for off := lineSize; off < pageSize; off += wordSlot {
 				key := b.word(off)
 				if key == 0 {
-					off |= lineSize - 16 // the rest of the line is empty too
+					off |= lineSize - wordSlot // the rest of the line is empty too
 					continue
 				}
 				if !c.whole {

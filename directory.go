@@ -511,6 +511,10 @@ func (d *dict) divide(no, high pageNo, hashes []uint64) {
 	b.setDepth(depth + 1)
 	l.clear(b, groups)
 	to := [2]*bucket{b, other}
+	if l.words() {
+		d.divideWords(to, &old, depth)
+		return
+	}
 	for i := l.next(&old, 0); i >= 0; i = l.next(&old, i+1) {
 		var h uint64
 		if hashes != nil {
@@ -519,6 +523,37 @@ func (d *dict) divide(no, high pageNo, hashes []uint64) {
 			h, _ = d.hashAt(&old, i)
 		}
 		l.copyEntry(to[h>>(63-depth)&1], h, &old, i)
+	}
+}
+
+// divideWords is divide for words. It counts what the new lines hold rather
+// than look for their empty slots, which a processor cannot foretell.
+func (d *dict) divideWords(to [2]*bucket, old *bucket, depth int) {
+	if old.hasZero() {
+		b := to[d.hashWord(0)>>(63-depth)&1]
+		b[bucketFlagsOff] |= flagZero
+		b.setWord(zeroValueOff, old.word(zeroValueOff))
+	}
+	const perLine = lineSize / wordSlot
+	var used [2][lineCount]uint8
+	for off := lineSize; off < pageSize; off += wordSlot {
+		key := old.word(off)
+		if key == 0 {
+			off |= lineSize - wordSlot // the rest of the line is empty too
+			continue
+		}
+		h := d.hashWord(key)
+		half := h >> (63 - depth) & 1
+		line := home(h, lineCount)
+		for used[half][line] == perLine {
+			if line++; line == lineCount {
+				line = 0
+			}
+		}
+		at := lineSize + line*lineSize + int(used[half][line])*wordSlot
+		used[half][line]++
+		to[half].setWord(at, key)
+		to[half].setWord(at+8, old.word(off+8))
 	}
 }
 
