@@ -82,7 +82,7 @@ const (
 	flagZero = 1 << 0 // the key 0 is present
 
 	lineCount   = pageSize/lineSize - 1 // groups of lines
-	maxDistance = 6                     // see BenchmarkEMDictLoad for what it costs and saves
+	maxDistance = 6                     // an entry of 16 bytes then takes 27 to 35
 
 	maxGroups = 128 // of a slotted bucket: leaves room for the largest entry
 
@@ -291,7 +291,8 @@ func (l *layout) lineKey(b *bucket, off int) uint64 {
 }
 
 // find returns the slot that holds key; or, with found false, the first empty
-// slot of its search, -1 if there is none. distance is how far from home that is.
+// slot of its search, -1 if there is none. distance is how far from home that
+// empty slot is.
 func (d *dict) find(b *bucket, h uint64, key []byte) (i, distance int, found bool) {
 	l := d.layout
 	if l.kind == layoutLines {
@@ -320,6 +321,11 @@ func (d *dict) find(b *bucket, h uint64, key []byte) (i, distance int, found boo
 func (l *layout) findLine(b *bucket, h, key uint64) (i, distance int, found bool) {
 	if key == 0 {
 		return l.slots, 0, b.hasZero()
+	}
+	if l.words() {
+		if off, _ := b.findWord(h, key); off != 0 {
+			return (off - lineSize) / wordSlot, 0, true
+		}
 	}
 	line := 1 + home(h, lineCount)
 	for distance = range lineCount {
@@ -825,10 +831,13 @@ func (d *dict) getWord(key uint64) (val uint64, ok bool, err error) {
 		if s := seg.load(); s&1 == 0 {
 			no, same := seg.bucketAt(t, h, s)
 			if b := d.peek(no); b != nil && same && no != 0 {
-				val, ok, ended := b.findWord(h, key)
+				off, ended := b.findWord(h, key)
+				if off != 0 {
+					val = b.word(off + 8)
+				}
 				readFence()
 				if seg.load() == s && ended {
-					return val, ok, nil
+					return val, off != 0, nil
 				}
 			}
 		}
@@ -870,38 +879,39 @@ func (d *dict) peek(p pageNo) *bucket {
 	return nil
 }
 
-// findWord returns the value of key, which is not 0. The search has not ended
-// if all lines are full: the bucket may have more pages.
-func (b *bucket) findWord(h, key uint64) (val uint64, ok, ended bool) {
-	off := lineSize + home(h, lineCount)*lineSize
+// findWord returns where the slot of key lies, which is not 0; 0 if it is
+// absent. The search has not ended if all lines are full: the bucket may have
+// more pages.
+func (b *bucket) findWord(h, key uint64) (off int, ended bool) {
+	off = lineSize + home(h, lineCount)*lineSize
 	for range lineCount {
 		// Without a branch for each slot: one that is mispredicted would wait
 		// for the line, and the lookups after this one with it.
 		last := b.word(off + 48)
 		at := -1
 		if b.word(off) == key {
-			at = 8
+			at = 0
 		}
 		if b.word(off+16) == key {
-			at = 24
+			at = 16
 		}
 		if b.word(off+32) == key {
-			at = 40
+			at = 32
 		}
 		if last == key {
-			at = 56
+			at = 48
 		}
 		if at >= 0 {
-			return b.word(off + at), true, true
+			return off + at, true
 		}
 		if last == 0 {
-			return 0, false, true
+			return 0, true
 		}
 		if off += lineSize; off == pageSize {
 			off = lineSize
 		}
 	}
-	return 0, false, false
+	return 0, false
 }
 
 // copy copies a page that writers may be changing. Of words that are stored
@@ -937,6 +947,35 @@ func (d *dict) setWord(key, val uint64) error {
 	binary.LittleEndian.PutUint64(v[:], val)
 	_, _, err := d.change(changeSet, h, k[:], v[:], nil, nil)
 	return err
+}
+
+// deleteWord is a changeRemove of words.
+func (d *dict) deleteWord(key uint64) (ok bool, err error) {
+	h := d.hashWord(key)
+	if key != 0 {
+		d.prefetch(h)
+		t, seg, err := d.enter(h, 0, nil)
+		if err != nil {
+			return false, err
+		}
+		no := seg.bucket(t, h)
+		if b := d.peek(no); b != nil && no != 0 {
+			off, ended := b.findWord(h, key)
+			if off != 0 {
+				p := place{no: no, b: b, i: (off - lineSize) / wordSlot}
+				return true, d.leave(seg, d.remove(t, seg, h, no, p), nil)
+			}
+			if ended {
+				seg.mu.Unlock()
+				return false, nil
+			}
+		}
+		seg.mu.Unlock()
+	}
+	var k [8]byte
+	binary.LittleEndian.PutUint64(k[:], key)
+	_, ok, err = d.change(changeRemove, h, k[:], nil, nil, nil)
+	return ok, err
 }
 
 // storeWord stores a word where that is simple: over another, or in an empty

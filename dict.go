@@ -369,17 +369,6 @@ func (d *dict) getBytes(key []byte) (val []byte, ok bool, err error) {
 	return d.get(nil, d.hash(key), key)
 }
 
-// getBytesLocked is getBytes for who holds all locks of the dict.
-func (d *dict) getBytesLocked(key []byte) (val []byte, ok bool, err error) {
-	h := d.hash(key)
-	t := d.table.Load()
-	p, ok, err := d.locate(t.segment(h).bucket(t, h), h, key, 0)
-	if ok && err == nil {
-		val, err = d.valueAt(nil, p.b, p.i)
-	}
-	return val, ok && err == nil, err
-}
-
 const (
 	readSpins = 16  // attempts before the processor is given up
 	readTries = 256 // and before sleeping: the dict is turned away by a Rollback, say
@@ -489,20 +478,30 @@ func (d *dict) change(kind changeKind, h uint64, key, val, dst []byte, by *hold)
 			return dst, false, err
 		}
 		old, was, err = d.changeInside(t, seg, kind, h, key, val, dst)
-		emptied := seg.emptied
-		seg.emptied = false
-		seg.mu.Unlock()
-		switch {
-		case err == errFanOut:
-			if err := d.fanOut(); err != nil {
-				return dst, false, err
-			}
-			continue
-		case err == nil && emptied:
-			err = d.tidy()
+		if err != errFanOut {
+			return old, was, d.leave(seg, err, by)
 		}
-		return old, was, err
+		seg.mu.Unlock()
+		if err := d.fanOut(); err != nil {
+			return dst, false, err
+		}
 	}
+}
+
+// leave lets go of a segment after a change that had the given result. If that
+// took the last entry, all space goes back.
+func (d *dict) leave(seg *segment, err error, by *hold) error {
+	emptied := seg.emptied
+	seg.emptied = false
+	if by != nil && by.lo == by.hi {
+		seg.clearBusy(by.lo, by.hi)
+		by.released = true
+	}
+	seg.mu.Unlock()
+	if emptied && err == nil {
+		return d.tidy()
+	}
+	return err
 }
 
 // enter admits a change of the hash h and takes the lock of its segment, with
@@ -1155,18 +1154,34 @@ func (d *dict) resetAlone(ready func() (bool, *stripe)) (*stripe, error) {
 	return nil, d.reset()
 }
 
-// A hold keeps the range [lo, hi] of hashes busy while a callback runs.
+// A hold keeps the range [lo, hi] of hashes busy while a callback runs. One of
+// a single hash ends with the change that the callback decides on.
 type hold struct {
-	lo, hi uint64
-	epoch  uint64 // the handle's when the hold began
+	lo, hi   uint64
+	epoch    uint64 // the handle's when the hold began
+	released bool
 }
 
-// hold keeps the hash h busy for a callback.
-func (d *dict) hold(h uint64) hold {
-	_, seg := d.lockSegment(h, false)
+// holdKey keeps the hash h busy for a callback, and appends the value of key,
+// whose hash it is, to dst.
+func (d *dict) holdKey(h uint64, key, dst []byte) (by hold, val []byte, ok bool, err error) {
+	if d.layout.kind == layoutLines {
+		d.prefetch(h)
+	}
+	t, seg := d.lockSegment(h, false)
 	defer seg.mu.Unlock()
+	by = hold{lo: h, hi: h, epoch: d.epoch.Load()}
+	if d.state.Load() == stateOpen && d.hdr != 0 {
+		var p place
+		if p, ok, err = d.locate(seg.bucket(t, h), h, key, 0); ok && err == nil {
+			dst, err = d.valueAt(dst, p.b, p.i)
+		}
+	}
+	if err != nil {
+		return by, dst, false, err
+	}
 	seg.setBusy(h, h)
-	return hold{h, h, d.epoch.Load()}
+	return by, dst, ok, nil
 }
 
 // holdBucket keeps the hashes from h on, to the end of h's bucket, busy.
@@ -1188,15 +1203,15 @@ func (d *dict) holdBucket(h uint64) (hold, error) {
 			continue
 		}
 		seg.setBusy(h, hi)
-		held := hold{h, hi, d.epoch.Load()}
+		by := hold{lo: h, hi: hi, epoch: d.epoch.Load()}
 		seg.mu.Unlock()
-		return held, nil
+		return by, nil
 	}
 }
 
-// release ends a hold.
-func (d *dict) release(by hold) {
-	for {
+// release ends a hold, unless that is done.
+func (d *dict) release(by *hold) {
+	for !by.released {
 		t := d.table.Load()
 		t.eachStripe(by.lo, by.hi, func(l *stripe, lo, hi uint64) {
 			l.mu.Lock()
@@ -1206,14 +1221,12 @@ func (d *dict) release(by hold) {
 			l.mu.Unlock()
 		})
 		// A table that took the place of t meanwhile has the range from it.
-		if d.table.Load() == t {
-			return
-		}
+		by.released = d.table.Load() == t
 	}
 }
 
 // overtaken returns why a callback's decision counts no more, if so.
-func (d *dict) overtaken(by hold) error {
+func (d *dict) overtaken(by *hold) error {
 	if d.epoch.Load() == by.epoch {
 		return nil
 	}

@@ -689,8 +689,8 @@ func (l *layout) worthMerging(b *bucket, i int) bool {
 		if i != l.slots {
 			line := i/l.perGroup + 1
 			before, after := (line+lineCount-2)%lineCount+1, line%lineCount+1
-			if l.lineKey(b, line*lineSize)|l.lineKey(b, before*lineSize)|l.lineKey(b, after*lineSize) != 0 {
-				return false
+			if l.lineKey(b, line*lineSize) != 0 || l.lineKey(b, before*lineSize)|l.lineKey(b, after*lineSize) != 0 {
+				return false // without a look at the neighbours, if possible: they may not be in the cache
 			}
 		}
 		n := l.slots / mergeFrom

@@ -165,6 +165,10 @@ func (d *EMDict[K, V]) get(k *K, v *V, ok *bool) (err error) {
 
 // Contains says whether k has a value, without decoding it.
 func (d *EMDict[K, V]) Contains(k K) (bool, error) {
+	if d.words {
+		_, ok, err := d.d.getWord(*(*uint64)(unsafe.Pointer(&k)))
+		return ok, d.error("contains", err)
+	}
 	b := d.buffers()
 	defer d.pool.Put(b)
 	key, err := d.encodeKey(b, &k)
@@ -198,6 +202,10 @@ func (d *EMDict[K, V]) set(k *K, v *V) error {
 
 // Delete removes k and says whether it was there.
 func (d *EMDict[K, V]) Delete(k K) (ok bool, err error) {
+	if d.words {
+		ok, err = d.d.deleteWord(*(*uint64)(unsafe.Pointer(&k)))
+		return ok, d.error("delete", err)
+	}
 	b := d.buffers()
 	defer d.pool.Put(b)
 	key, err := d.encodeKey(b, &k)
@@ -231,12 +239,12 @@ func (d *EMDict[K, V]) deleteFunc(del func(K, V) bool, n *int) error {
 		}
 		if held.epoch != epoch {
 			held.epoch = epoch
-			err = d.d.overtaken(held)
+			err = d.d.overtaken(&held)
 		}
 		if err == nil {
-			err = d.deleteHeld(held, del, n)
+			err = d.deleteHeld(&held, del, n)
 		} else {
-			d.d.release(held)
+			d.d.release(&held)
 		}
 		if err != nil || held.hi == ^uint64(0) {
 			return err
@@ -246,7 +254,7 @@ func (d *EMDict[K, V]) deleteFunc(del func(K, V) bool, n *int) error {
 }
 
 // deleteHeld is deleteFunc for the hashes of a hold, which it releases.
-func (d *EMDict[K, V]) deleteHeld(held hold, del func(K, V) bool, n *int) error {
+func (d *EMDict[K, V]) deleteHeld(held *hold, del func(K, V) bool, n *int) error {
 	defer d.d.release(held)
 	c := cursor{d: d.d, pos: held.lo, last: held.hi}
 	for c.next() {
@@ -257,7 +265,7 @@ func (d *EMDict[K, V]) deleteHeld(held hold, del func(K, V) bool, n *int) error 
 		if !ok || !del(k, v) {
 			continue
 		}
-		_, was, err := d.d.change(changeRemove, d.d.hash(c.key), c.key, nil, nil, &held)
+		_, was, err := d.d.change(changeRemove, d.d.hash(c.key), c.key, nil, nil, held)
 		if err != nil {
 			return err
 		}
@@ -340,19 +348,21 @@ func (d *EMDict[K, V]) compute(k *K, fn func(v V, ok bool) (V, Op)) (actual V, o
 		return none, false, err
 	}
 	h := d.d.hash(key)
-	held := d.d.hold(h)
-	defer d.d.release(held)
-	b.old, ok, err = d.d.get(b.old[:0], h, key)
-	if err == nil && ok {
-		err = d.val.decode(&actual, b.old)
-	}
+	held, old, ok, err := d.d.holdKey(h, key, b.old[:0])
 	if err != nil {
 		return none, false, err
+	}
+	defer d.d.release(&held)
+	b.old = old
+	if ok {
+		if err = d.val.decode(&actual, b.old); err != nil {
+			return none, false, err
+		}
 	}
 	v, op := fn(actual, ok)
 	switch op {
 	case OpKeep:
-		return actual, ok, d.d.overtaken(held)
+		return actual, ok, d.d.overtaken(&held)
 	case OpStore:
 		if b.val, err = d.encodeValue(b, &v); err == nil {
 			_, _, err = d.d.change(changeSet, h, key, b.val, nil, &held)

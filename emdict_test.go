@@ -2,6 +2,7 @@ package emd
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -981,6 +982,39 @@ func TestEMDictBusyKeyWaits(t *testing.T) {
 	require.EqualValues(t, 100, v)
 }
 
+// A range that is busy while the dict fans out is in the hands of many locks;
+// when the dict has emptied, of one again.
+func TestEMDictBusyRangeFansOut(t *testing.T) {
+	d := newDictFor[uint64, uint64](t, testOptions{})
+	key := uint64(0)
+	next := func(wanted func(h uint64) bool) uint64 {
+		for key++; !wanted(d.d.hashWord(key)); key++ {
+		}
+		return key
+	}
+	fill := func(wanted func(h uint64) bool, until func() bool) {
+		for !until() {
+			require.NoError(t, d.Set(next(wanted), key))
+		}
+	}
+	all := func(uint64) bool { return true }
+	fill(all, func() bool { return d.d.table.Load().segs[0].depth.Load() >= 3 })
+	by, err := d.d.holdBucket(0)
+	require.NoError(t, err)
+	within := func(h uint64) bool { return h <= by.hi }
+	require.True(t, by.hi > 1<<57 && by.hi < 1<<63, "one of a few buckets")
+	fill(func(h uint64) bool { return !within(h) }, func() bool { return d.d.table.Load().bits != 0 })
+	for k := uint64(1); k <= key; k++ {
+		_, _, err := d.d.change(changeRemove, d.d.hashWord(k), binary.LittleEndian.AppendUint64(nil, k), nil, nil, &by)
+		require.NoError(t, err)
+	}
+	require.Zero(t, d.Len())
+	require.Zero(t, d.d.table.Load().bits, "all space has gone back")
+	d.d.release(&by)
+	require.Empty(t, d.d.table.Load().stripes[0].busy)
+	require.NoError(t, d.Set(next(within), 1))
+}
+
 func TestEMDictAllocations(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
@@ -990,6 +1024,7 @@ func TestEMDictAllocations(t *testing.T) {
 	wide := newDictFor[[16]byte, rec](t, testOptions{})
 	texts := newDictFor[string, uint64](t, testOptions{})
 	key := "a key of some length"
+	add := func(v uint64, _ bool) (uint64, Op) { return v + 1, OpStore }
 	for name, fn := range map[string]func(){
 		"words set": func() { _ = words.Set(7, 8) },
 		"words get": func() { _, _, _ = words.Get(7) },
@@ -998,6 +1033,9 @@ func TestEMDictAllocations(t *testing.T) {
 		"text set":  func() { _ = texts.Set(key, 5) },
 		"text get":  func() { _, _, _ = texts.Get(key) },
 		"has":       func() { _, _ = words.Contains(7) },
+		"text has":  func() { _, _ = texts.Contains(key) },
+		"delete":    func() { _, _ = words.Delete(9) },
+		"compute":   func() { _, _, _ = words.Compute(7, add) },
 	} {
 		fn()
 		assert.Zero(t, testing.AllocsPerRun(100, fn), name)

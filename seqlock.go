@@ -1,6 +1,7 @@
 package emd
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -89,16 +90,10 @@ func (l *writerLock) setBusy(lo, hi uint64) {
 	l.busy = append(l.busy, busyRange{lo, hi})
 }
 
-// clearBusy takes [lo, hi] out again. The caller holds the lock.
+// clearBusy takes [lo, hi] out again, which may have come to be several ranges.
+// The caller holds the lock.
 func (l *writerLock) clearBusy(lo, hi uint64) {
-	for i, b := range l.busy {
-		if b == (busyRange{lo, hi}) {
-			last := len(l.busy) - 1
-			l.busy[i] = l.busy[last]
-			l.busy = l.busy[:last]
-			break
-		}
-	}
+	l.busy = slices.DeleteFunc(l.busy, func(b busyRange) bool { return lo <= b.lo && b.hi <= hi })
 	l.idle.Broadcast()
 }
 
