@@ -5,7 +5,6 @@
 
 GO      ?= go
 MEETING = TestModel|Writers|Readers|Concurrent|Busy|BesideClose|RolledBack|OthersWait|WhileChanging|GroupCommit|Callback
-NARROW  = TestModel|TestEMDict|TestErr|TestEMListModel|TestKill|TestAlloc|TestRecords|TestCodec|TestHash
 TARGETS ?= windows/amd64 windows/386 darwin/arm64 darwin/amd64 freebsd/amd64 openbsd/amd64 linux/arm64 linux/s390x
 
 # each runs a command in the folder of each module that go.work lists.
@@ -40,7 +39,7 @@ race:
 	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m -run '$(MEETING)' .
 
 386:
-	GOARCH=386 CGO_ENABLED=0 $(GO) test -short -timeout 20m -run '$(NARROW)' .
+	GOARCH=386 CGO_ENABLED=0 $(GO) test -short -timeout 20m .
 
 # Tests for other systems are compiled here and run elsewhere.
 cross:

@@ -2,6 +2,7 @@ package emd
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math/bits"
 	"sync"
 	"unsafe"
@@ -65,6 +66,7 @@ type allocator struct {
 	order int // of the largest run: a chunk may be smaller than maxOrder
 
 	mu        sync.Mutex
+	most      uint64 // pages of the file at most: maxPages, but in tests of what happens then
 	end       uint64 // first page never handed out
 	stale     uint64 // what extend hands out from here on is zero
 	freePages int64
@@ -222,7 +224,7 @@ func (g region) summarise() {
 // newAllocator works on a file of which the pages below end are in use.
 func newAllocator(s *space, end uint64) *allocator {
 	order := min(maxOrder, int(s.shift))
-	return &allocator{s: s, order: order, end: end, stale: end}
+	return &allocator{s: s, order: order, end: end, stale: end, most: maxPages}
 }
 
 // format lays out the first region of a new file.
@@ -360,8 +362,8 @@ func (al *allocator) extend(n uint32) (pageNo, error) {
 	// Where it will lie; nothing changes before there is memory for it.
 	end := al.end
 	start := al.place(end, n, size)
-	if start+uint64(n) > maxPages {
-		return 0, ErrFull
+	if start+uint64(n) > al.most {
+		return 0, fmt.Errorf("%w: the file would have more than %d pages", ErrFull, al.most)
 	}
 	if err := al.s.ensure(start + uint64(n)); err != nil {
 		return 0, err

@@ -88,6 +88,7 @@ type world struct {
 	base  []modelState // of each object at the last commit
 	maybe *ownCommit   // the last commit is one of the library's own, and this object was being changed
 	inUpd bool         // inside Update
+	short int          // operations to come that find the file as large as it may be
 	opErr error        // first error of an operation inside Update
 	trace []string
 }
@@ -179,7 +180,11 @@ func (w *world) run(readers int) {
 	stop := w.observe(readers)
 	defer stop()
 	for range pick(*stepsFlag, 3000, 600) {
-		switch n := w.r.IntN(1000); {
+		n := w.r.IntN(1000)
+		if n >= 880 {
+			w.shortage(0)
+		}
+		switch {
 		case n < 880:
 			w.operate()
 		case n < 905:
@@ -198,6 +203,7 @@ func (w *world) run(readers int) {
 			w.check()
 		}
 	}
+	w.shortage(0)
 	w.check()
 	w.reopen()
 	w.check()
@@ -276,8 +282,28 @@ func (w *world) open() {
 	require.NoError(w.t, a.verify())
 }
 
+// shortage lets the file hardly grow for the next n operations.
+func (w *world) shortage(n int) {
+	if n == 0 && w.short == 0 {
+		return
+	}
+	al := w.a.alloc
+	al.mu.Lock()
+	defer al.mu.Unlock()
+	w.short, al.most = n, maxPages
+	if n > 0 {
+		al.most = al.end + w.r.Uint64N(6)
+		w.logf("shortage: %d pages at most", al.most)
+	}
+}
+
 // operate does one operation, and finds out whether the library committed meanwhile.
 func (w *world) operate() {
+	if w.short > 0 {
+		w.shortage(w.short - 1)
+	} else if w.r.IntN(60) == 0 {
+		w.shortage(1 + w.r.IntN(8))
+	}
 	i := w.r.IntN(len(w.objs))
 	o := w.objs[i]
 	before, commits := o.state(), w.a.Stats().OwnCommits
@@ -329,9 +355,11 @@ func (w *world) committed() {
 	}
 }
 
-// tolerates reports whether an operation may fail with err: because the limit is tiny and the library may not commit.
+// tolerates reports whether an operation may fail with err: because the file may not grow, or because the limit is tiny and the library may not
+// commit.
 func (w *world) tolerates(err error) bool {
-	return errors.Is(err, ErrUpdateTooLarge) && w.in.dirtyLimit != 0 && (w.inUpd || w.opts.NoAutoCommit)
+	return w.short > 0 && errors.Is(err, ErrFull) ||
+		errors.Is(err, ErrUpdateTooLarge) && w.in.dirtyLimit != 0 && (w.inUpd || w.opts.NoAutoCommit)
 }
 
 func (w *world) sync() {
@@ -369,7 +397,7 @@ func (w *world) isCommitted(i int, got modelState, when string) {
 var errOfFn = errors.New("error of fn")
 
 // causes are the errors that an Update of the model may meet.
-var causes = []error{errOfFn, errMoody, ErrTooLarge, ErrUpdateTooLarge, ErrInUpdate}
+var causes = []error{errOfFn, errMoody, ErrTooLarge, ErrUpdateTooLarge, ErrInUpdate, ErrFull}
 
 // update runs a few operations inside Update, which then succeeds or fails in one of many ways.
 func (w *world) update() {

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -137,9 +138,12 @@ type filler struct {
 
 func uint64Pair(i int) (k, v uint64) { return uint64(i) * 0x9E3779B97F4A7C15, uint64(i) + 1 }
 
+var zeros = strings.Repeat("0", 100)
+
 // stringPair makes a key of 16 bytes and a value of 100.
 func stringPair(i int) (k, v string) {
-	return fmt.Sprintf("key %012d", i), fmt.Sprintf("value %093d.", i)
+	digits := strconv.FormatInt(1_000_000_000_000+int64(i), 10)[1:]
+	return "key " + digits, "value " + zeros[:81] + digits + "."
 }
 
 func isZeroErr(t testing.TB, err error) {
