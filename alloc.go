@@ -66,9 +66,9 @@ type allocator struct {
 	order int // of the largest run: a chunk may be smaller than maxOrder
 
 	mu        sync.Mutex
-	most      uint64 // pages of the file at most: maxPages, but in tests of what happens then
-	end       uint64 // first page never handed out
-	stale     uint64 // what extend hands out from here on is zero
+	refuse    func() bool // set by tests: makes a request find no space
+	end       uint64      // first page never handed out
+	stale     uint64      // what extend hands out from here on is zero
 	freePages int64
 	hint      [maxOrder + 1]int // no region before it has a free block of the order
 
@@ -224,7 +224,7 @@ func (g region) summarise() {
 // newAllocator works on a file of which the pages below end are in use.
 func newAllocator(s *space, end uint64) *allocator {
 	order := min(maxOrder, int(s.shift))
-	return &allocator{s: s, order: order, end: end, stale: end, most: maxPages}
+	return &allocator{s: s, order: order, end: end, stale: end}
 }
 
 // format lays out the first region of a new file.
@@ -275,33 +275,43 @@ func orderFor(n uint32) int { return bits.Len32(n - 1) }
 // It is ErrFull when the file or the address space cannot grow.
 func (al *allocator) alloc(n uint32) (pageNo, error) {
 	al.mu.Lock()
-	p, ok, err := al.take(n)
+	p, dirty, err := al.request(n, true)
 	al.mu.Unlock()
-	if err != nil {
-		return 0, err
-	}
-	if !ok {
-		return al.allocFresh(n)
-	}
-	al.zero(p, n)
-	return p, nil
+	al.zero(p, dirty)
+	return p, err
 }
 
 // allocFresh is alloc for bulk work that is to be spilled: it leaves free
 // space below the border alone.
 func (al *allocator) allocFresh(n uint32) (pageNo, error) {
 	al.mu.Lock()
-	p, err := al.extend(n)
-	stale := al.stale
+	p, dirty, err := al.request(n, false)
 	al.mu.Unlock()
-	if err != nil {
-		return 0, err
+	al.zero(p, dirty)
+	return p, err
+}
+
+// request finds a run of n pages, of which the first dirty ones may not be
+// zero. The caller holds mu.
+func (al *allocator) request(n uint32, reuse bool) (p pageNo, dirty uint32, err error) {
+	if al.refuse != nil && al.refuse() {
+		return 0, 0, ErrFull
+	}
+	if reuse {
+		if p, ok, err := al.take(n); err != nil {
+			return 0, 0, err
+		} else if ok {
+			return p, n, nil
+		}
+	}
+	if p, err = al.extend(n); err != nil {
+		return 0, 0, err
 	}
 	// From stale on nothing was ever written.
-	if uint64(p) < stale {
-		al.zero(p, uint32(min(uint64(n), stale-uint64(p))))
+	if uint64(p) < al.stale {
+		dirty = uint32(min(uint64(n), al.stale-uint64(p)))
 	}
-	return p, nil
+	return p, dirty, nil
 }
 
 // zero clears pages of a new run. A logged page is thereby logged whole: the
@@ -362,8 +372,8 @@ func (al *allocator) extend(n uint32) (pageNo, error) {
 	// Where it will lie; nothing changes before there is memory for it.
 	end := al.end
 	start := al.place(end, n, size)
-	if start+uint64(n) > al.most {
-		return 0, fmt.Errorf("%w: the file would have more than %d pages", ErrFull, al.most)
+	if start+uint64(n) > maxPages {
+		return 0, fmt.Errorf("%w: a file has %d pages at most", ErrFull, uint64(maxPages))
 	}
 	if err := al.s.ensure(start + uint64(n)); err != nil {
 		return 0, err

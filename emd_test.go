@@ -282,7 +282,7 @@ func (w *world) open() {
 	require.NoError(w.t, a.verify())
 }
 
-// shortage lets the file hardly grow for the next n operations.
+// shortage lets some requests for pages find no space during the next n operations.
 func (w *world) shortage(n int) {
 	if n == 0 && w.short == 0 {
 		return
@@ -290,10 +290,11 @@ func (w *world) shortage(n int) {
 	al := w.a.alloc
 	al.mu.Lock()
 	defer al.mu.Unlock()
-	w.short, al.most = n, maxPages
+	w.short, al.refuse = n, nil
 	if n > 0 {
-		al.most = al.end + w.r.Uint64N(6)
-		w.logf("shortage: %d pages at most", al.most)
+		granted := w.r.IntN(8)
+		al.refuse = func() bool { granted--; return granted < 0 }
+		w.logf("shortage: after %d requests no space", granted)
 	}
 }
 
@@ -301,7 +302,7 @@ func (w *world) shortage(n int) {
 func (w *world) operate() {
 	if w.short > 0 {
 		w.shortage(w.short - 1)
-	} else if w.r.IntN(60) == 0 {
+	} else if w.r.IntN(40) == 0 {
 		w.shortage(1 + w.r.IntN(8))
 	}
 	i := w.r.IntN(len(w.objs))
@@ -355,7 +356,7 @@ func (w *world) committed() {
 	}
 }
 
-// tolerates reports whether an operation may fail with err: because the file may not grow, or because the limit is tiny and the library may not
+// tolerates reports whether an operation may fail with err: because there is no space, or because the limit is tiny and the library may not
 // commit.
 func (w *world) tolerates(err error) bool {
 	return w.short > 0 && errors.Is(err, ErrFull) ||
