@@ -16,7 +16,7 @@ each = dirs=$$($(GO) list -m -f '{{.Dir}}') && echo "$$dirs" | while read -r dir
 demo:
 	@mkdir -p demo
 	$(GO) build -o demo/ ./examples/wordcount
-	./demo/wordcount -db demo/go.emd -idents "$$($(GO) env GOROOT)/src"
+	./demo/wordcount -db demo/go.emd -idents "$$($(GO) env GOROOT)"
 	./demo/wordcount -db demo/go.emd -get err
 
 test:
