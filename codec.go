@@ -2,12 +2,15 @@ package emd
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 	"unsafe"
 )
 
@@ -42,7 +45,7 @@ type Codec[T any] interface {
 }
 
 // A typeCodec is how the values of T are written in a file: by a codec of the
-// user's, or in one of three forms derived from T.
+// user's, or in one of four forms derived from T.
 //
 // A plain T (bool, numbers, and arrays and structs of these) is written field
 // after field without padding, at fixed size and little-endian; int, uint and
@@ -51,6 +54,8 @@ type Codec[T any] interface {
 //
 // A string is written as its bytes; a []byte as its bytes and a zero byte, so
 // that it differs from the nil one, which is written as no bytes at all.
+//
+// Every other type made of data is written by a [program].
 type typeCodec[T any] struct {
 	// sig is the signature: the name of the user's codec, or the canonical text
 	// of the type, with the kinds of named types in place of their names and
@@ -65,8 +70,10 @@ type typeCodec[T any] struct {
 	raw bool
 
 	form  codecForm
-	steps []step   // of the plain form
-	user  Codec[T] // of the user form
+	steps []step    // of the plain form
+	prog  *program  // of the varied form
+	spare sync.Pool // of the varied form: *T
+	user  Codec[T]  // of the user form
 }
 
 // A codecForm is one of the ways in which a typeCodec writes a value.
@@ -76,6 +83,7 @@ const (
 	plainForm  codecForm = iota
 	stringForm           // T is of kind string
 	bytesForm            // T is a slice of bytes
+	variedForm
 	userForm
 )
 
@@ -104,6 +112,9 @@ func keyCodecFor[K any](user Codec[K]) (*typeCodec[K], error) {
 
 func newTypeCodec[T any](user Codec[T], p planner) (*typeCodec[T], error) {
 	t := reflect.TypeFor[T]()
+	if derived, ok := user.(derivedCodec[T]); ok && derived.c.form != userForm {
+		user = nil // what is chosen without it; that of a key may differ
+	}
 	switch {
 	case user != nil:
 		name := user.Name()
@@ -118,10 +129,40 @@ func newTypeCodec[T any](user Codec[T], p planner) (*typeCodec[T], error) {
 	}
 	p.root = t
 	pl, err := p.plan(t, "")
+	if err == errNotPlain {
+		d := deriver{planner: p}
+		prog, sig, err := d.derive()
+		if err != nil {
+			return nil, err
+		}
+		return &typeCodec[T]{sig: sig, size: -1, form: variedForm, prog: prog}, nil
+	}
 	if err != nil {
 		return nil, err
 	}
 	return &typeCodec[T]{sig: pl.sig, size: pl.size, raw: pl.raw(), form: plainForm, steps: pl.steps}, nil
+}
+
+// CodecOf returns the codec that emd derives from T: what containers use that
+// are opened without one. It serves to wrap it ([Flate], [Sealed]), or to
+// encode values for other purposes. A type that cannot be stored is [ErrUnsupportedType].
+func CodecOf[T any]() (Codec[T], error) {
+	c, err := codecFor[T](nil)
+	if err != nil {
+		return nil, err
+	}
+	return derivedCodec[T]{c}, nil
+}
+
+// A derivedCodec is a typeCodec as others see it.
+type derivedCodec[T any] struct{ c *typeCodec[T] }
+
+func (d derivedCodec[T]) Name() string                           { return d.c.sig }
+func (d derivedCodec[T]) Append(dst []byte, v T) ([]byte, error) { return d.c.encode(dst, &v) }
+
+func (d derivedCodec[T]) Decode(src []byte) (v T, err error) {
+	err = d.c.decode(&v, src)
+	return v, err
 }
 
 // encode appends the encoding of v to dst. Errors are the user codec's.
@@ -143,6 +184,12 @@ func (c *typeCodec[T]) encode(dst []byte, v *T) ([]byte, error) {
 			return dst, nil
 		}
 		return append(append(dst, b...), 0), nil
+	case variedForm:
+		x := c.borrow()
+		*x = *v
+		dst, err := c.prog.encode(dst, unsafe.Pointer(x), &encoder{start: len(dst)})
+		c.giveBack(x)
+		return dst, err
 	default:
 		dst, err := c.user.Append(dst, *v)
 		if err != nil {
@@ -170,6 +217,15 @@ func (c *typeCodec[T]) decode(v *T, src []byte) error {
 		b, err := decodeBytes(src)
 		*asBytes(v) = b
 		return err
+	case variedForm:
+		x := c.borrow()
+		rest, err := c.prog.decode(unsafe.Pointer(x), src, new(decoder))
+		if err == nil && len(rest) != 0 {
+			err = corrupt("%d bytes behind a value of type %s", len(rest), c.sig)
+		}
+		*v = *x
+		c.giveBack(x)
+		return err
 	default:
 		value, err := c.user.Decode(src[:len(src):len(src)])
 		if err != nil {
@@ -178,6 +234,22 @@ func (c *typeCodec[T]) decode(v *T, src []byte) error {
 		*v = value
 		return nil
 	}
+}
+
+// borrow returns a zero T on the heap. Programs hand what they work on to
+// methods of its parts, so the caller's own value would have to move there
+// each time, also those of plain types.
+func (c *typeCodec[T]) borrow() *T {
+	if x, ok := c.spare.Get().(*T); ok {
+		return x
+	}
+	return new(T)
+}
+
+func (c *typeCodec[T]) giveBack(x *T) {
+	var zero T
+	*x = zero
+	c.spare.Put(x)
 }
 
 // store writes the encoding of v, of a plain type, to the first size bytes of
@@ -242,13 +314,14 @@ const (
 	opUint32                // its uint or uintptr
 	opFloat32               // a float in a key
 	opFloat64               // the same of 8 bytes
+	opTime                  // a time.Time
 	opRepeat                // an element of an array
 )
 
 // stepUnits has the bytes of a unit in memory and in the file, except for opRepeat.
 var stepUnits = [...]struct{ mem, file int }{
 	opCopy: {1, 1}, opWord16: {2, 2}, opWord32: {4, 4}, opWord64: {8, 8}, opBool: {1, 1},
-	opInt32: {4, 8}, opUint32: {4, 8}, opFloat32: {4, 4}, opFloat64: {8, 8},
+	opInt32: {4, 8}, opUint32: {4, 8}, opFloat32: {4, 4}, opFloat64: {8, 8}, opTime: {int(unsafe.Sizeof(time.Time{})), timeSize},
 }
 
 // storeSteps encodes the value at v to dst. The steps were compiled for the
@@ -287,6 +360,10 @@ func storeSteps(dst []byte, v unsafe.Pointer, steps []step) {
 		case opFloat64:
 			for i, x := range unitsAt[float64](mem, s.n) {
 				binary.LittleEndian.PutUint64(file[8*i:], keyBits64(x))
+			}
+		case opTime:
+			for i := range s.n {
+				storeTime(file[i*timeSize:], *(*time.Time)(unsafe.Add(mem, i*s.memUnit)))
 			}
 		case opRepeat:
 			for i := range s.n {
@@ -343,6 +420,14 @@ func loadSteps(v unsafe.Pointer, src []byte, steps []step) error {
 					return fmt.Errorf("%w: uint %d on a 32-bit machine", ErrTooLarge, x)
 				}
 			}
+		case opTime:
+			for i := range s.n {
+				t, err := loadTime(file[i*timeSize:])
+				if err != nil {
+					return err
+				}
+				*(*time.Time)(unsafe.Add(mem, i*s.memUnit)) = t
+			}
 		case opRepeat:
 			for i := range s.n {
 				if err := loadSteps(unsafe.Add(mem, i*s.memUnit), file[i*s.fileUnit:], s.body); err != nil {
@@ -352,6 +437,38 @@ func loadSteps(v unsafe.Pointer, src []byte, steps []step) error {
 		}
 	}
 	return nil
+}
+
+const (
+	timeSignature = "time.Time"
+	timeSize      = 16
+)
+
+// isTime tells whether a type is [time.Time] or another name for the same.
+func isTime(t reflect.Type) bool {
+	return t.Kind() == reflect.Struct && t.ConvertibleTo(reflect.TypeFor[time.Time]())
+}
+
+// storeTime writes the instant and the zone offset. The name of the zone and
+// the monotonic reading are left out.
+func storeTime(dst []byte, t time.Time) {
+	_, offset := t.Zone()
+	binary.LittleEndian.PutUint64(dst, uint64(t.Unix()))
+	binary.LittleEndian.PutUint32(dst[8:], uint32(t.Nanosecond()))
+	binary.LittleEndian.PutUint32(dst[12:], uint32(int32(offset)))
+}
+
+func loadTime(src []byte) (time.Time, error) {
+	sec, nano := int64(binary.LittleEndian.Uint64(src)), binary.LittleEndian.Uint32(src[8:])
+	offset := int32(binary.LittleEndian.Uint32(src[12:]))
+	if nano >= 1e9 {
+		return time.Time{}, corrupt("a time has %d nanoseconds", nano)
+	}
+	t := time.Unix(sec, int64(nano)).UTC()
+	if offset != 0 {
+		t = t.In(time.FixedZone("", int(offset)))
+	}
+	return t, nil
 }
 
 // keyBits32 returns the bits of x as a key: one pattern for both zeros, and one
@@ -425,17 +542,24 @@ func (pl *plan) raw() bool {
 	return pl.size == 0 || len(pl.steps) == 1 && pl.steps[0].op == opCopy
 }
 
+// errNotPlain says that a type has no plan: it varies in size, or cannot be
+// stored.
+var errNotPlain = errors.New("not plain")
+
 // plan compiles t, which lies at path in the root type ("" for the root).
 func (p *planner) plan(t reflect.Type, path string) (plan, error) {
-	switch t.Kind() {
-	case reflect.Struct:
+	switch {
+	case isTime(t):
+		s := step{op: opTime, n: 1, memUnit: stepUnits[opTime].mem, fileUnit: timeSize}
+		return plan{sig: timeSignature, mem: int(t.Size()), size: timeSize, steps: []step{s}}, nil
+	case t.Kind() == reflect.Struct:
 		return p.structPlan(t, path)
-	case reflect.Array:
+	case t.Kind() == reflect.Array:
 		return p.arrayPlan(t, path)
 	}
 	op, n := p.scalar(t)
 	if n == 0 {
-		return plan{}, p.unsupported(t, path)
+		return plan{}, errNotPlain
 	}
 	if !wordSteps && op <= opWord64 {
 		op, n = opCopy, n*stepUnits[op].mem

@@ -126,12 +126,14 @@ func TestCodecUnsupported(t *testing.T) {
 	type node struct {
 		ID   uint64
 		Next *node
+		Any  any
 	}
 	type deep struct {
 		A [2]struct {
-			B struct{ name string }
+			B struct{ name map[string][]chan int }
 		}
 	}
+	type link struct{ To *int }
 	for _, test := range []struct {
 		name string
 		err  error
@@ -140,12 +142,16 @@ func TestCodecUnsupported(t *testing.T) {
 		{"chan", errorFor[chan int](codecFor), "chan int"},
 		{"func", errorFor[func()](codecFor), "func()"},
 		{"interface", errorFor[any](codecFor), "interface {}"},
-		{"map", errorFor[map[string]int](codecFor), "map[string]int"},
-		{"slice", errorFor[[]uint16](codecFor), "[]uint16"},
+		{"map", errorFor[map[string]error](codecFor), "field [] (error) of map[string]error"},
+		{"map key", errorFor[map[any]int](codecFor), "field [key] (interface {})"},
+		{"pointer in a map key", errorFor[map[[1]*int]int](codecFor), "field [key][] (*int)"},
+		{"slice", errorFor[[]func()](codecFor), "field [] (func())"},
 		{"unsafe pointer", errorFor[unsafe.Pointer](codecFor), "unsafe.Pointer"},
-		{"empty array", errorFor[[0]*int](codecFor), "field [] (*int)"},
-		{"field", errorFor[node](codecFor), "field Next (*emd.node) of emd.node"},
-		{"deep field", errorFor[deep](codecFor), "field A[].B.name (string) of emd.deep"},
+		{"empty array", errorFor[[0]chan int](codecFor), "field [] (chan int)"},
+		{"field", errorFor[node](codecFor), "field Any (interface {}) of emd.node"},
+		{"deep field", errorFor[deep](codecFor), "field A[].B.name[][] (chan int) of emd.deep"},
+		{"blank elements", errorFor[[]struct{ _ int }](codecFor), "blank fields only"},
+		{"pointer in a key", errorFor[link](keyCodecFor), "field To (*int) of emd.link cannot be part of a key"},
 		{"key of bytes", errorFor[namedBytes](keyCodecFor), "emd.namedBytes: a key must be comparable"},
 		{"interface key", errorFor[error](keyCodecFor), "error"},
 		{"interface in a key", errorFor[[2]any](keyCodecFor), "field [] (interface {})"},
