@@ -185,6 +185,9 @@ func (c *typeCodec[T]) encode(dst []byte, v *T) ([]byte, error) {
 		}
 		return append(append(dst, b...), 0), nil
 	case variedForm:
+		if c.prog.quiet {
+			return c.prog.encode(dst, noescape(unsafe.Pointer(v)), &encoder{start: len(dst)})
+		}
 		x := c.borrow()
 		*x = *v
 		dst, err := c.prog.encode(dst, unsafe.Pointer(x), &encoder{start: len(dst)})
@@ -218,14 +221,7 @@ func (c *typeCodec[T]) decode(v *T, src []byte) error {
 		*asBytes(v) = b
 		return err
 	case variedForm:
-		x := c.borrow()
-		rest, err := c.prog.decode(unsafe.Pointer(x), src, new(decoder))
-		if err == nil && len(rest) != 0 {
-			err = corrupt("%d bytes behind a value of type %s", len(rest), c.sig)
-		}
-		*v = *x
-		c.giveBack(x)
-		return err
+		return c.decodeVaried(v, src)
 	default:
 		value, err := c.user.Decode(src[:len(src):len(src)])
 		if err != nil {
@@ -234,6 +230,31 @@ func (c *typeCodec[T]) decode(v *T, src []byte) error {
 		*v = value
 		return nil
 	}
+}
+
+func (c *typeCodec[T]) decodeVaried(v *T, src []byte) (err error) {
+	var rest []byte
+	if c.prog.quiet {
+		var zero T
+		*v = zero
+		rest, err = c.prog.decode(noescape(unsafe.Pointer(v)), src, &decoder{})
+	} else {
+		x := c.borrow()
+		rest, err = c.prog.decode(unsafe.Pointer(x), src, &decoder{})
+		*v = *x
+		c.giveBack(x)
+	}
+	if err == nil && len(rest) != 0 {
+		err = corrupt("%d bytes behind a value of type %s", len(rest), c.sig)
+	}
+	return err
+}
+
+// noescape returns p, but the compiler does not know that: a value that a quiet
+// program works on may stay on the stack.
+func noescape(p unsafe.Pointer) unsafe.Pointer {
+	x := uintptr(p)
+	return *(*unsafe.Pointer)(unsafe.Pointer(&x))
 }
 
 // borrow returns a zero T on the heap. Programs hand what they work on to
@@ -332,7 +353,16 @@ func storeSteps(dst []byte, v unsafe.Pointer, steps []step) {
 		mem, file := unsafe.Add(v, s.mem), dst[s.file:]
 		switch s.op {
 		case opCopy, opBool:
-			copy(file, unitsAt[byte](mem, s.n))
+			switch s.n { // the commonest without a call
+			case 8:
+				*(*[8]byte)(file) = *(*[8]byte)(mem)
+			case 4:
+				*(*[4]byte)(file) = *(*[4]byte)(mem)
+			case 1:
+				file[0] = *(*byte)(mem)
+			default:
+				copy(file, unitsAt[byte](mem, s.n))
+			}
 		case opWord16:
 			for i, w := range unitsAt[uint16](mem, s.n) {
 				binary.LittleEndian.PutUint16(file[2*i:], w)
@@ -381,7 +411,14 @@ func loadSteps(v unsafe.Pointer, src []byte, steps []step) error {
 		mem, file := unsafe.Add(v, s.mem), src[s.file:]
 		switch s.op {
 		case opCopy:
-			copy(unitsAt[byte](mem, s.n), file)
+			switch s.n {
+			case 8:
+				*(*[8]byte)(mem) = *(*[8]byte)(file)
+			case 4:
+				*(*[4]byte)(mem) = *(*[4]byte)(file)
+			default:
+				copy(unitsAt[byte](mem, s.n), file)
+			}
 		case opBool:
 			for _, b := range file[:s.n] {
 				if b > 1 {

@@ -44,6 +44,7 @@ type program struct {
 	mem    int  // bytes of a value in memory
 	least  int  // bytes of the shortest encoding
 	cyclic bool // the type is part of itself
+	quiet  bool // no pointer to a value or into it is kept or handed out
 }
 
 // A move is what a program does with one part of a value.
@@ -111,7 +112,30 @@ func (d *deriver) derive() (*program, string, error) {
 		return nil, "", err
 	}
 	p, err := d.program(d.root, "")
+	for _, p := range d.programs {
+		p.quiet = p.isQuiet()
+	}
 	return p, sig, err
+}
+
+// isQuiet looks for maps and methods, for which a value goes to reflection, and
+// for pointers, which are kept while it is encoded.
+func (p *program) isQuiet() bool {
+	if p.cyclic {
+		return false
+	}
+	for i := range p.moves {
+		switch m := &p.moves[i]; m.op {
+		case moveFixed, moveString, moveRun, moveStrings:
+		case moveArray, moveSlice:
+			if !m.elem.isQuiet() {
+				return false
+			}
+		default:
+			return false
+		}
+	}
+	return true
 }
 
 // opaque returns how the methods of a type move it, if they do. What is a
@@ -425,9 +449,14 @@ func (pl *plan) fixed() fixed {
 type encoder struct {
 	start   int // of the value in dst
 	nesting int
-	inside  []unsafe.Pointer // the slices and maps of cyclic types around the part at hand
-	met     []pointer        // pointers so far
-	many    map[pointer]struct{}
+	*places // made at the first pointer, slice or map that could be met again
+}
+
+// places are parts of a value by where they lie.
+type places struct {
+	inside []unsafe.Pointer // the slices and maps of cyclic types around the part at hand
+	met    []pointer        // pointers so far
+	many   map[pointer]struct{}
 }
 
 // A pointer is told from one to the first field of what it points to.
@@ -449,12 +478,19 @@ func (e *encoder) enter(m *move, dst []byte, p unsafe.Pointer) error {
 		return m.errorf(ErrTooLarge, "more than %d bytes", maxValueSize)
 	}
 	if m.elem.cyclic {
+		e.track()
 		if p != nil && slices.Contains(e.inside, p) {
 			return m.errorf(ErrUnsupportedType, "the value contains itself")
 		}
 		e.inside = append(e.inside, p)
 	}
 	return nil
+}
+
+func (e *encoder) track() {
+	if e.places == nil {
+		e.places = new(places)
+	}
 }
 
 func (e *encoder) leave(m *move) {
@@ -470,6 +506,7 @@ func (e *encoder) meet(m *move, p unsafe.Pointer) error {
 	if m.elem.mem == 0 {
 		return nil // all values of size zero may have one address
 	}
+	e.track()
 	x := pointer{p, m.elem}
 	_, again := e.many[x]
 	if again || slices.Contains(e.met, x) {
@@ -498,22 +535,29 @@ func (p *program) encode(dst []byte, v unsafe.Pointer, e *encoder) (_ []byte, er
 		at := unsafe.Add(v, m.mem)
 		switch m.op {
 		case moveFixed:
-			dst = m.store(dst, at)
+			if m.raw {
+				dst = append(dst, unsafe.Slice((*byte)(at), m.size)...)
+			} else {
+				dst = m.store(dst, at)
+			}
+			continue
 		case moveString:
-			s := *(*string)(at)
-			dst = append(appendLen(dst, len(s)), s...)
+			dst = appendString(dst, *(*string)(at))
+			continue
 		case moveRun:
 			dst = m.appendRun(dst, at)
+			continue
 		case moveStrings:
 			s := *(*[]string)(at)
 			if s == nil {
 				dst = append(dst, 0)
-				break
+				continue
 			}
 			dst = appendLen(dst, len(s)+1)
 			for _, s := range s {
-				dst = append(appendLen(dst, len(s)), s...)
+				dst = appendString(dst, s)
 			}
+			continue
 		case moveArray:
 			for i := range m.n {
 				if dst, err = m.elem.encode(dst, unsafe.Add(at, i*m.elem.mem), e); err != nil {
@@ -544,13 +588,23 @@ func appendLen(dst []byte, n int) []byte {
 	return binary.AppendUvarint(dst, uint64(n))
 }
 
+func appendString(dst []byte, s string) []byte {
+	if n := len(dst); len(s) < 0x80 && cap(dst)-n > len(s) {
+		dst = dst[:n+1+len(s)]
+		dst[n] = byte(len(s))
+		copy(dst[n+1:], s)
+		return dst
+	}
+	return append(appendLen(dst, len(s)), s...)
+}
+
 // store appends the encoding of a part of fixed size.
 func (f *fixed) store(dst []byte, v unsafe.Pointer) []byte {
-	if f.raw {
-		return append(dst, unsafe.Slice((*byte)(v), f.size)...)
-	}
 	n := len(dst)
-	dst = slices.Grow(dst, f.size)[:n+f.size]
+	if cap(dst)-n < f.size {
+		dst = slices.Grow(dst, f.size)
+	}
+	dst = dst[:n+f.size]
 	storeSteps(dst[n:], v, f.steps)
 	return dst
 }
