@@ -96,15 +96,26 @@
 // stays valid after Close, and changing it changes nothing in the file until it
 // is stored again.
 //
-// Booleans, numbers, and arrays and structs of these need no code and have a
-// fixed size in the file. Strings and byte slices need none either. Any other type needs a
-// [Codec] in [ListOptions] or [DictOptions]; without one, opening is
-// [ErrUnsupportedType]. A container keeps the signature of its types, such as
-// struct{Addr uint64; Size uint32}, or the name of the codec; opening it
-// with others is [ErrTypeMismatch].
+// Any type made of data needs no code. Booleans, numbers, times, and arrays and
+// structs of these have a fixed size in the file. Strings, slices, maps and pointers,
+// and what holds them, vary; so do types with AppendBinary or MarshalBinary and
+// UnmarshalBinary, whose methods are used, those of math/big, and, where a type could not be
+// stored otherwise, MarshalText and UnmarshalText. All fields of a struct are stored, also
+// unexported ones, as assignment copies them; blank ones are not. nil and empty slices
+// and maps stay distinct. A [time.Time] keeps its instant and zone offset, not the
+// name of its zone. A value in which one pointer occurs twice, or which contains itself, is
+// an error when it is stored.
+//
+// Channels, functions and interfaces need a [Codec] in [ListOptions] or
+// [DictOptions]; without one, opening is [ErrUnsupportedType], naming the field. A container
+// keeps the signature of its types, such as
+// struct{Addr uint64; Name string; Succ []uint64}, or the name of the codec; opening it
+// with others is [ErrTypeMismatch]. Renaming a type is no change; renaming, moving or
+// changing a field is.
 //
 // Two keys are equal when their encodings are. For floating point that
-// means: -0 equals +0, and all NaNs are one key.
+// means: -0 equals +0, and all NaNs are one key; for times, that instant and zone offset
+// agree. Keys hold no pointers.
 //
 // An index out of range panics, as with a slice.
 //

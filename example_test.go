@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"math"
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/emd-go/emd"
 )
@@ -304,52 +306,104 @@ func ExampleEMList_Range() {
 	// 3 d
 }
 
-// A Person holds a string, so its size varies and it needs a codec.
+// A Person is made of data, so it needs no codec.
 type Person struct {
-	Name string
-	Born int64
+	Name   string
+	Born   time.Time
+	Emails []string
+	Boss   *Person
+	notes  map[string]string // stored too
 }
 
-// PersonCodec keeps a Person as the year of birth, then the name.
-type PersonCodec struct{}
+func ExampleDict_types() {
+	defer inTempFolder()()
 
-func (PersonCodec) Name() string { return "example.com/Person v1" }
-
-func (PersonCodec) Append(dst []byte, p Person) ([]byte, error) {
-	dst = binary.AppendVarint(dst, p.Born)
-	return append(dst, p.Name...), nil
-}
-
-func (PersonCodec) Decode(src []byte) (Person, error) {
-	born, n := binary.Varint(src)
-	if n <= 0 {
-		return Person{}, errors.New("no year of birth")
+	people, err := emd.OpenDict[uint64, Person]("people.emd", nil)
+	if err != nil {
+		log.Fatal(err)
 	}
-	return Person{Name: string(src[n:]), Born: born}, nil // string copies: src must not be kept
+	defer people.Close()
+
+	ada := Person{
+		Name:   "Ada",
+		Born:   time.Date(1815, 12, 10, 0, 0, 0, 0, time.UTC),
+		Emails: []string{"ada@example.com"},
+		Boss:   &Person{Name: "Charles"},
+		notes:  map[string]string{"first": "program"},
+	}
+	if err := people.Set(1, ada); err != nil {
+		log.Fatal(err)
+	}
+	p, _, err := people.Get(1)
+	fmt.Println(p.Name, p.Born.Year(), p.Emails, p.Boss.Name, p.notes, err)
+
+	// Output:
+	// Ada 1815 [ada@example.com] Charles map[first:program] <nil>
+}
+
+// A Shape is an interface: what may be in one, only a codec can know.
+type Shape interface{ Area() float64 }
+
+type Square struct{ Side float64 }
+
+func (s Square) Area() float64 { return s.Side * s.Side }
+
+type Circle struct{ Radius float64 }
+
+func (c Circle) Area() float64 { return math.Pi * c.Radius * c.Radius }
+
+// ShapeCodec keeps a Shape as a letter and a number.
+type ShapeCodec struct{}
+
+func (ShapeCodec) Name() string { return "example.com/Shape v1" }
+
+func (ShapeCodec) Append(dst []byte, s Shape) ([]byte, error) {
+	switch s := s.(type) {
+	case Square:
+		return binary.Append(append(dst, 's'), binary.LittleEndian, s.Side)
+	case Circle:
+		return binary.Append(append(dst, 'c'), binary.LittleEndian, s.Radius)
+	}
+	return nil, fmt.Errorf("a shape of type %T", s)
+}
+
+func (ShapeCodec) Decode(src []byte) (Shape, error) { // must not keep src
+	if len(src) == 9 {
+		n := math.Float64frombits(binary.LittleEndian.Uint64(src[1:]))
+		switch src[0] {
+		case 's':
+			return Square{n}, nil
+		case 'c':
+			return Circle{n}, nil
+		}
+	}
+	return nil, errors.New("not a shape")
 }
 
 // A codec of one's own makes any type fit for a container.
 func ExampleCodec() {
 	defer inTempFolder()()
 
-	arena, err := emd.Open("people.emd", nil)
+	arena, err := emd.Open("drawing.emd", nil)
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer arena.Close()
 
-	people, err := emd.Dict(arena, "people", &emd.DictOptions[uint64, Person]{ValueCodec: PersonCodec{}})
+	shapes, err := emd.List(arena, "shapes", &emd.ListOptions[Shape]{Codec: ShapeCodec{}})
 	if err != nil {
 		log.Fatal(err)
 	}
-	if err := people.Set(1, Person{Name: "Ada Lovelace", Born: 1815}); err != nil {
+	if err := shapes.Append(Square{2}, Circle{1}); err != nil {
 		log.Fatal(err)
 	}
-	p, ok, err := people.Get(1)
-	fmt.Println(p.Name, p.Born, ok, err)
+	for _, s := range shapes.All() {
+		fmt.Printf("%T %.2f\n", s, s.Area())
+	}
 
 	// Output:
-	// Ada Lovelace 1815 true <nil>
+	// emd_test.Square 4.00
+	// emd_test.Circle 3.14
 }
 
 // inTempFolder makes a new folder the current one, so that the examples can
