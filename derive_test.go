@@ -407,6 +407,35 @@ func TestDerivedHostile(t *testing.T) {
 	}
 }
 
+// FuzzDerivedDecode decodes any bytes: an error, or a value that can be stored.
+func FuzzDerivedDecode(f *testing.F) {
+	c, err := CodecOf[person]()
+	require.NoError(f, err)
+	trees, err := CodecOf[map[string]*tree]()
+	require.NoError(f, err)
+	b, err := c.Append(nil, somebody())
+	require.NoError(f, err)
+	f.Add(b)
+	b, err = trees.Append(nil, map[string]*tree{"a": {[]tree{{}, {[]tree{}}}}, "b": nil})
+	require.NoError(f, err)
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, src []byte) {
+		if v, err := c.Decode(src); err != nil {
+			require.ErrorIs(t, err, ErrCorrupt)
+		} else {
+			b, err := c.Append(nil, v)
+			require.NoError(t, err)
+			_, err = c.Decode(b)
+			require.NoError(t, err)
+		}
+		if v, err := trees.Decode(src); err != nil {
+			require.ErrorIs(t, err, ErrCorrupt)
+		} else {
+			roundTrip(t, v)
+		}
+	})
+}
+
 // Equal keys have equal encodings, whatever == says of them.
 func TestDerivedKeys(t *testing.T) {
 	type place struct {
