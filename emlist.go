@@ -480,7 +480,9 @@ func (e *EMList[T]) copyTo(dst []T, i int) (n int, err error) {
 		})
 		return n, err
 	}
+	ahead := e.l.lookAhead(i, i+len(dst))
 	for n < len(dst) {
+		ahead.reach(i + n)
 		m, _, err := e.l.run(bytesOf(dst[n:]), i+n, false)
 		if m == 0 || err != nil {
 			return n, err
@@ -571,7 +573,9 @@ func (e *EMList[T]) visit(i, end, step int, yield func(int, T) bool) error {
 	e.l.loops.Add(1)
 	defer e.l.loops.Add(-1)
 	r := e.newRun((end - i) * step)
+	ahead := e.l.lookAhead(i, end)
 	for i != end {
+		ahead.reach(i)
 		if err := r.read(i, (end-i)*step, step < 0); err != nil {
 			return err
 		}

@@ -376,6 +376,36 @@ func (l *list) run(dst []byte, i int, backwards bool) (n int, stamp listStamp, e
 	}
 }
 
+// A lookahead asks for what a loop is about to read: aheadSize bytes at a
+// time. Shorter loops do without.
+type lookahead struct {
+	l         *list
+	from, end int // elements not asked for yet
+}
+
+const aheadSize = 1 << 20
+
+func (l *list) lookAhead(i, end int) lookahead {
+	if l.width == 0 || end-i < aheadSize/int(l.width) {
+		return lookahead{l, end, end}
+	}
+	return lookahead{l, i, end}
+}
+
+// reach notes that the loop has come to element i.
+func (a *lookahead) reach(i int) {
+	if i < a.from || i >= a.end {
+		return
+	}
+	l, t := a.l, a.l.table.Load()
+	p := l.first.Load() + uint64(i)
+	n := min(uint64(a.end-i), max(1, aheadSize/l.width), t.room(p))
+	if k, at := t.locate(p); t.entry(k) != 0 {
+		l.a.space.willNeed(uint64(t.entry(k))<<pageShift+at*t.width, int(n*t.width))
+	}
+	a.from = i + int(n)
+}
+
 // copySlots copies n slots from p on, all of one extent, to dst.
 func (l *list) copySlots(dst []byte, p, n uint64) (err error) {
 	defer catchFault(&err, debug.SetPanicOnFault(true))

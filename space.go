@@ -188,6 +188,15 @@ func (s *space) view(off uint64, n int) []byte {
 	return unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(m), off&(pageSize-1))), n)
 }
 
+// willNeed asks for the n bytes at off, which a loop is to read. Pages are
+// mapped for random reads, so nothing else reads ahead of it.
+func (s *space) willNeed(off uint64, n int) {
+	from := off &^ uint64(s.osPageBytes()-1)
+	if b := s.view(from, n+int(off-from)); b != nil {
+		s.mapping.willNeed(unsafe.Pointer(unsafe.SliceData(b)), int64(len(b)))
+	}
+}
+
 // catchFault is deferred around reads of mapped memory that loops make, with
 // what SetPanicOnFault(true) returned: a bad sector, or a file that another
 // program has cut, becomes an error instead of the end of the program.
