@@ -1249,7 +1249,8 @@ type cursor struct {
 	// The copy: pages of one bucket, and the keys that lay in records. from
 	// and to bound the hashes wanted of it.
 	from, to uint64
-	whole    bool // all are
+	whole    bool   // all are
+	ahead    uint64 // buckets below this hash have been asked for
 	pages    []bucket
 	far      [][]byte
 	page     int
@@ -1319,6 +1320,7 @@ func (c *cursor) fill() bool {
 		return false
 	}
 	var lo, hi uint64
+	start := time.Now()
 	c.err = d.read(c.pos, func(t *segmentTable, seg *segment, s uint64) (err error) {
 		c.pages, c.far = c.pages[:0], c.far[:0:0]
 		lo, hi, err = c.copyBucket(t, seg, s)
@@ -1327,12 +1329,46 @@ func (c *cursor) fill() bool {
 	if c.err != nil {
 		return false
 	}
+	if hi >= c.ahead && time.Since(start) > coldRead {
+		c.ahead = d.prefetchBuckets(hi + 1)
+	}
 	c.from, c.to = c.pos, min(hi, c.last)
 	c.whole = c.from == lo && c.to == hi
 	c.page, c.slot = 0, 0
 	c.done = hi >= c.last
 	c.pos = hi + 1
 	return true
+}
+
+const (
+	coldRead     = 20 * time.Microsecond // of a bucket: more than memory needs, less than a disk
+	aheadBuckets = 128
+)
+
+// prefetchBuckets asks for the next buckets from hash h on, and returns the
+// hash behind the last. Buckets lie all over the file, and a loop that waited for
+// one would wait for each.
+func (d *dict) prefetchBuckets(h uint64) uint64 {
+	t := d.table.Load()
+	seg := t.segment(h)
+	s := seg.load()
+	depth, dir := seg.depth.Load(), seg.dir.Load()
+	if !optimistic || h == 0 || s&1 != 0 || seg.load() != s {
+		return h
+	}
+	last := pageNo(0)
+	i, end := t.index(h, depth), uint64(1)<<depth
+	for n := 0; i < end && n < aheadBuckets; i++ {
+		if no := dirEntry(dir, i); no != last {
+			d.space.prefetch(no)
+			last = no
+			n++
+		}
+	}
+	if i == end {
+		return h | ^uint64(0)>>t.bits
+	}
+	return prefixOf(h, int(t.bits)) | i<<(64-depth)>>t.bits
 }
 
 // copyBucket copies the bucket of pos and returns the hashes that belong there.

@@ -45,6 +45,9 @@ type mapping interface {
 	// holds up no other goroutine, as page faults do. It is a hint.
 	willNeed(p unsafe.Pointer, n int64)
 
+	// prefetch is willNeed without waiting for the disk.
+	prefetch(p unsafe.Pointer, n int64)
+
 	// close replaces all chunks by zero pages that stay readable, so that a
 	// read which began before the close ends without a fault, and puts the
 	// address space into a process-wide pool for later opens. A second close
@@ -172,6 +175,7 @@ func (m *heapMapping) refresh(p unsafe.Pointer, n, off int64) error {
 }
 
 func (m *heapMapping) willNeed(unsafe.Pointer, int64) {}
+func (m *heapMapping) prefetch(unsafe.Pointer, int64) {}
 
 func (m *heapMapping) close() error {
 	for _, b := range m.chunks {

@@ -174,6 +174,8 @@ func (m *unixMapping) refresh(p unsafe.Pointer, n, _ int64) error { return inval
 
 func (m *unixMapping) willNeed(p unsafe.Pointer, n int64) { populate(p, n) }
 
+func (m *unixMapping) prefetch(p unsafe.Pointer, n int64) { _ = madvise(p, n, unix.MADV_WILLNEED) }
+
 func (m *unixMapping) close() error {
 	var errs []error
 	for _, c := range m.chunks {

@@ -85,6 +85,9 @@ func (m *windowsMapping) zero(p unsafe.Pointer, n int64) error {
 	return nil
 }
 
+// prefetch: willNeed does not wait here.
+func (m *windowsMapping) prefetch(p unsafe.Pointer, n int64) { m.willNeed(p, n) }
+
 // refresh is never called: files are not punched here.
 func (m *windowsMapping) refresh(unsafe.Pointer, int64, int64) error { return nil }
 

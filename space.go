@@ -188,13 +188,25 @@ func (s *space) view(off uint64, n int) []byte {
 	return unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(m), off&(pageSize-1))), n)
 }
 
-// willNeed asks for the n bytes at off, which a loop is to read. Pages are
-// mapped for random reads, so nothing else reads ahead of it.
+// willNeed reads the n bytes at off, which a loop is to look at, ahead of it.
+// Pages are mapped for random reads, so nothing else does.
 func (s *space) willNeed(off uint64, n int) {
-	from := off &^ uint64(s.osPageBytes()-1)
-	if b := s.view(from, n+int(off-from)); b != nil {
+	if b := s.osPages(off, n); b != nil {
 		s.mapping.willNeed(unsafe.Pointer(unsafe.SliceData(b)), int64(len(b)))
 	}
+}
+
+// prefetch is willNeed of a page, without waiting for the disk.
+func (s *space) prefetch(p pageNo) {
+	if b := s.osPages(uint64(p)<<pageShift, pageSize); b != nil {
+		s.mapping.prefetch(unsafe.Pointer(unsafe.SliceData(b)), int64(len(b)))
+	}
+}
+
+// osPages is view from the start of the operating system's page.
+func (s *space) osPages(off uint64, n int) []byte {
+	from := off &^ uint64(s.osPageBytes()-1)
+	return s.view(from, n+int(off-from))
 }
 
 // catchFault is deferred around reads of mapped memory that loops make, with
