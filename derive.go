@@ -459,7 +459,7 @@ type places struct {
 	many   map[pointer]struct{}
 }
 
-// A pointer is told from one to the first field of what it points to.
+// A pointer is which its type tells from its first field.
 type pointer struct {
 	p   unsafe.Pointer
 	typ *program
