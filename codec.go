@@ -479,6 +479,7 @@ func loadSteps(v unsafe.Pointer, src []byte, steps []step) error {
 const (
 	timeSignature = "time.Time"
 	timeSize      = 16
+	secondsToUnix = (1969*365 + 1969/4 - 1969/100 + 1969/400) * 24 * 60 * 60 // from the year 1 to 1970
 )
 
 // isTime tells whether a type is [time.Time] or another name for the same.
@@ -486,11 +487,11 @@ func isTime(t reflect.Type) bool {
 	return t.Kind() == reflect.Struct && t.ConvertibleTo(reflect.TypeFor[time.Time]())
 }
 
-// storeTime writes the instant and the zone offset. The name of the zone and
-// the monotonic reading are left out.
+// storeTime writes the instant and the zone offset: zeros for the zero time. The
+// name of the zone and the monotonic reading are left out.
 func storeTime(dst []byte, t time.Time) {
 	_, offset := t.Zone()
-	binary.LittleEndian.PutUint64(dst, uint64(t.Unix()))
+	binary.LittleEndian.PutUint64(dst, uint64(t.Unix()+secondsToUnix))
 	binary.LittleEndian.PutUint32(dst[8:], uint32(t.Nanosecond()))
 	binary.LittleEndian.PutUint32(dst[12:], uint32(int32(offset)))
 }
@@ -501,7 +502,7 @@ func loadTime(src []byte) (time.Time, error) {
 	if nano >= 1e9 {
 		return time.Time{}, corrupt("a time has %d nanoseconds", nano)
 	}
-	t := time.Unix(sec, int64(nano)).UTC()
+	t := time.Unix(sec-secondsToUnix, int64(nano)).UTC()
 	if offset != 0 {
 		t = t.In(time.FixedZone("", int(offset)))
 	}

@@ -455,8 +455,8 @@ type encoder struct {
 // places are parts of a value by where they lie.
 type places struct {
 	inside []unsafe.Pointer // the slices and maps of cyclic types around the part at hand
-	met    []pointer        // pointers so far
-	many   map[pointer]struct{}
+	met    []target        // pointers so far
+	many   map[target]struct{}
 }
 
 // A pointer is which its type tells from its first field.
@@ -507,7 +507,7 @@ func (e *encoder) meet(m *move, p unsafe.Pointer) error {
 		return nil // all values of size zero may have one address
 	}
 	e.track()
-	x := pointer{p, m.elem}
+	x := target{p, m.elem}
 	_, again := e.many[x]
 	if again || slices.Contains(e.met, x) {
 		return m.errorf(ErrUnsupportedType, "a pointer occurs twice in the value")
@@ -517,7 +517,7 @@ func (e *encoder) meet(m *move, p unsafe.Pointer) error {
 		return nil
 	}
 	if e.many == nil {
-		e.many = map[pointer]struct{}{}
+		e.many = map[target]struct{}{}
 	}
 	e.many[x] = struct{}{}
 	return nil

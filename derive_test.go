@@ -198,6 +198,7 @@ func TestDerivedRoundTrips(t *testing.T) {
 	}{{1, 2}, {3, 4}})
 	roundTrip(t, [][]bool{{true, false}, {}, nil})
 	roundTrip(t, []time.Time{time.Unix(1, 2).UTC(), time.Unix(-1e9, 0).In(time.FixedZone("", 1800))})
+	require.Equal(t, make([]byte, 16), roundTrip(t, time.Time{}), "what was never written is the zero time")
 	roundTrip(t, (*string)(nil))
 	roundTrip(t, ptr(ptr("twice")))
 	roundTrip(t, url.URL{Scheme: "http", Host: strings.Repeat("h", 200)}) // a length of two bytes
