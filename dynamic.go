@@ -379,7 +379,7 @@ func dynCodecFor(sig string) dynCodec {
 func (c *dynCodec) decode(src []byte) (any, error) {
 	for range c.flates {
 		var err error
-		if src, err = inflate(src); err != nil {
+		if src, err = inflated(src); err != nil {
 			return nil, err
 		}
 	}
@@ -403,9 +403,9 @@ func (c *dynCodec) zero() (any, error) {
 	return d.value(c.typ)
 }
 
-// inflate returns what the codec of Flate has compressed: its length as a
+// inflated returns what the codec of Flate has compressed: its length as a
 // uvarint and a DEFLATE stream.
-func inflate(src []byte) ([]byte, error) {
+func inflated(src []byte) ([]byte, error) {
 	n, w := uvarint(src)
 	// A byte of DEFLATE expands to at most 1032.
 	if w == 0 || n > maxValueSize || n/1032 > uint64(len(src)) {
@@ -464,14 +464,17 @@ func decodeAny(t *sigType, src []byte) (any, error) {
 type dynDecoder struct {
 	src   []byte // what is left
 	zero  bool   // src is as many zeros as needed: the value was never written
-	depth int
+	depth int    // pointers, slices, maps, arrays and structs around the part at hand
+	nest  int    // pointers, slices and maps among them
 	room  uint64 // parts that may still be made, see spend
 }
 
 const (
-	// maxValueDepth is how many pointers, slices, maps, arrays and structs of
-	// an encoding may lie within each other.
-	maxValueDepth = 10_000
+	// maxValueNesting is how many pointers, slices and maps may lie within each
+	// other: the deriver does not count a slice whose elements have none.
+	maxValueNesting = maxNesting + 1
+	// maxValueDepth counts arrays and structs too. It bounds the stack.
+	maxValueDepth = 100_000
 	// A value has at most spareValues parts, and partsPerByte for each byte:
 	// more than one only where a struct or array of one part wraps another.
 	spareValues  = 1 << 18
@@ -496,10 +499,9 @@ func (d *dynDecoder) value(t *sigType) (any, error) {
 	case sigTime:
 		return d.time()
 	case reflect.Pointer, reflect.Slice, reflect.Map, reflect.Array, reflect.Struct:
-		if d.depth == maxValueDepth {
-			return nil, corrupt("value of more than %d levels", maxValueDepth)
+		if d.depth++; d.depth > maxValueDepth {
+			return nil, fmt.Errorf("%w: a value of more than %d levels", ErrTooLarge, maxValueDepth)
 		}
-		d.depth++
 		v, err := d.compound(t)
 		d.depth--
 		return v, err
@@ -519,24 +521,16 @@ func (d *dynDecoder) compound(t *sigType) (any, error) {
 		case b[0] == 0:
 			return nil, nil
 		}
-		return d.value(t.elem)
+		if err := d.enter(); err != nil {
+			return nil, err
+		}
+		v, err := d.value(t.elem)
+		d.nest--
+		return v, err
 	case reflect.Slice:
 		return d.slice(t)
 	case reflect.Map:
-		n, err := d.count(satAdd(t.key.min, t.elem.min), 2)
-		if n < 0 || err != nil {
-			return nil, err
-		}
-		m := make(Map, n)
-		for i := range m {
-			if m[i].Key, err = d.value(t.key); err != nil {
-				return nil, err
-			}
-			if m[i].Value, err = d.value(t.elem); err != nil {
-				return nil, err
-			}
-		}
-		return m, nil
+		return d.mapping(t)
 	case reflect.Array:
 		if err := d.spend(t.min, t.n); err != nil {
 			return nil, err
@@ -571,7 +565,51 @@ func (d *dynDecoder) slice(t *sigType) (any, error) {
 	if n < 0 || err != nil {
 		return nil, err
 	}
-	return d.elems(t.elem, n)
+	if err := d.enter(); err != nil {
+		return nil, err
+	}
+	v, err := d.elems(t.elem, n)
+	d.nest--
+	return v, err
+}
+
+func (d *dynDecoder) mapping(t *sigType) (any, error) {
+	least := t.key.min + t.elem.min
+	n, err := d.count(least, 2)
+	if n < 0 || err != nil {
+		return nil, err
+	}
+	if least == 0 && n > 1 {
+		return nil, corrupt("a map of %d keys without bytes", n)
+	}
+	if err := d.enter(); err != nil {
+		return nil, err
+	}
+	m := make(Map, n)
+	var last []byte
+	for i := range m {
+		key := d.src
+		if m[i].Key, err = d.value(t.key); err != nil {
+			return nil, err
+		}
+		key = key[:len(key)-len(d.src)]
+		if bytes.Compare(last, key) > 0 {
+			return nil, corrupt("the keys of a map are not in order")
+		}
+		last = key
+		if m[i].Value, err = d.value(t.elem); err != nil {
+			return nil, err
+		}
+	}
+	d.nest--
+	return m, nil
+}
+
+func (d *dynDecoder) enter() error {
+	if d.nest++; d.nest > maxValueNesting {
+		return corrupt("nested more than %d times", maxNesting)
+	}
+	return nil
 }
 
 func (d *dynDecoder) elems(t *sigType, n int) (any, error) {
@@ -656,16 +694,7 @@ func (d *dynDecoder) time() (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	le := binary.LittleEndian
-	sec, nsec, offset := int64(le.Uint64(b)), le.Uint32(b[8:]), int32(le.Uint32(b[12:]))
-	if nsec >= uint32(time.Second) {
-		return nil, corrupt("a time of %d nanoseconds", nsec)
-	}
-	t := time.Unix(sec, int64(nsec)).UTC()
-	if offset != 0 {
-		t = t.In(time.FixedZone("", int(offset)))
-	}
-	return t, nil
+	return loadTime(b)
 }
 
 func (d *dynDecoder) scalar(kind reflect.Kind) (any, error) {
@@ -747,5 +776,3 @@ func (t *sigType) opaque(b []byte) (v any, err error) {
 	}
 	return v, err
 }
-
-func satAdd(a, b uint64) uint64 { return min(a+b, minLimit) }

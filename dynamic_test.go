@@ -10,13 +10,18 @@ import (
 	"fmt"
 	"math"
 	"math/big"
+	oldrand "math/rand"
+	mathrand "math/rand/v2"
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"reflect"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"testing/quick"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -206,6 +211,7 @@ func TestDynamicCorrupt(t *testing.T) {
 		{"[]struct{}", "ffffffffffffffffff01"},
 		{"map[string]int", "ffffffffffffffffff01"},
 		{"map[struct{}]struct{}", "ffffffffffffffffff01"},
+		{"map[string]bool", "03 0162 01 0161 00"},
 		{"[9223372036854775807]int", "00"},
 		{"[9223372036854775807]string", "00"},
 		{"time.Time", "0000000000000000 00ca9a3b 00000000"},
@@ -251,17 +257,19 @@ func TestDynamicHostile(t *testing.T) {
 		"as an array":            {"[9223372036854775807]struct{}", nil, ErrTooLarge},
 		"of arrays":              {"[1000][1000][1000]struct{}", nil, ErrTooLarge},
 		"in many slices":         {"[][]struct{}", append([]byte{21}, bytes.Repeat([]byte{0x80, 0x80, 0x08}, 20)...), ErrTooLarge},
-		"as pairs":               {"map[struct{}]struct{}", binary.AppendUvarint(nil, 1<<30), ErrTooLarge},
+		"as pairs":               {"map[struct{}]struct{}", binary.AppendUvarint(nil, 1<<17), ErrCorrupt},
 		"with many fields":       {"[]" + wide, binary.AppendUvarint(nil, 1<<17), ErrTooLarge},
 		"tall structs":           {"[]" + tall, append(binary.AppendUvarint(nil, 1<<16+1), make([]byte, 1<<16)...), ErrTooLarge},
 		"lengths within lengths": {"[]^1", bytes.Repeat([]byte{0x81, 0x20}, 8192), ErrTooLarge},
 		"of doubling structs":    {"*struct{A ^2; B ^2}", bytes.Repeat([]byte{1}, 1<<16), ErrCorrupt},
-		"deep":                   {"*^1", append(bytes.Repeat([]byte{1}, maxValueDepth-1), 0), nil},
-		"too deep":               {"*^1", append(bytes.Repeat([]byte{1}, maxValueDepth), 0), ErrCorrupt},
-		"deep slices":            {"[]^1", append(bytes.Repeat([]byte{2}, maxValueDepth-1), 1), nil},
-		"too deep slices":        {"[]^1", append(bytes.Repeat([]byte{2}, maxValueDepth), 1), ErrCorrupt},
+		"deep":                   {"*^1", append(bytes.Repeat([]byte{1}, maxNesting), 0), nil},
+		"too deep":               {"*^1", append(bytes.Repeat([]byte{1}, maxNesting+2), 0), ErrCorrupt},
+		"deep slices":            {"[]^1", append(bytes.Repeat([]byte{2}, maxNesting-1), 1), nil},
+		"too deep slices":        {"[]^1", append(bytes.Repeat([]byte{2}, maxNesting+2), 1), ErrCorrupt},
 		"much too deep":          {"map[bool]^1", bytes.Repeat([]byte{2, 1}, 1<<20), ErrCorrupt},
 		"deep type":              {tall, []byte{1}, nil},
+		"deep with structs":      {"struct{A struct{B struct{C *^4}}}", append(bytes.Repeat([]byte{1}, maxNesting), 0), nil},
+		"deep value, deep type":  {"*" + strings.Repeat("struct{A ", 5000) + "*^5002" + strings.Repeat("}", 5000), bytes.Repeat([]byte{1}, 10_000), ErrTooLarge},
 		"deflated zeros":         {"flate([]bool)", deflated(append(binary.AppendUvarint(nil, 1<<26), make([]byte, 1<<16)...)), ErrCorrupt},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -269,11 +277,8 @@ func TestDynamicHostile(t *testing.T) {
 			require.NotNil(t, codec.typ)
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
-			began := time.Now()
 			v, err := codec.decode(c.enc)
-			took := time.Since(began)
 			runtime.ReadMemStats(&after)
-			assert.Less(t, took, 5*time.Second)
 			assert.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(128<<20+2048*len(c.enc)))
 			if c.is != nil {
 				require.ErrorIs(t, err, c.is)
@@ -295,11 +300,9 @@ func TestAppendJSONHuge(t *testing.T) {
 		"long float": new(big.Float).SetInt(huge), "infinity": new(big.Float).SetInf(true),
 		"below the limit": new(big.Int).Lsh(big.NewInt(-3), maxDecimalBits-10), "float below it": new(big.Float).SetMantExp(big.NewFloat(1.5), maxDecimalBits-10),
 	} {
-		began := time.Now()
-		text, err := AppendJSON(nil, v)
+		text, err := AppendJSON(nil, v) // or the test times out
 		require.NoError(t, err)
 		assert.True(t, json.Valid(text), name)
-		assert.Less(t, time.Since(began), 5*time.Second, name)
 	}
 }
 
@@ -560,6 +563,143 @@ func TestEntriesRollback(t *testing.T) {
 	m, err = entriesOf(a, "list")
 	require.NoError(t, err)
 	require.Equal(t, Map{{0, int64(2)}}, m)
+}
+
+// anyOf returns what a dynCodec makes of a value without methods.
+func anyOf(v reflect.Value) any {
+	t := v.Type()
+	switch {
+	case t.Kind() == reflect.Slice && v.IsNil(), t.Kind() == reflect.Map && v.IsNil():
+		return nil
+	case isByteSlice(t):
+		return append([]byte{}, v.Bytes()...)
+	}
+	switch t.Kind() {
+	case reflect.Pointer:
+		if v.IsNil() {
+			return nil
+		}
+		return anyOf(v.Elem())
+	case reflect.Slice, reflect.Array:
+		elems := make([]any, v.Len())
+		for i := range elems {
+			elems[i] = anyOf(v.Index(i))
+		}
+		return elems
+	case reflect.Struct:
+		r := make(Record, t.NumField())
+		for i := range r {
+			r[i] = Field{t.Field(i).Name, anyOf(v.Field(i))}
+		}
+		return r
+	case reflect.Map:
+		m := make(Map, 0, v.Len())
+		for k, e := range v.Seq2() {
+			m = append(m, Pair{anyOf(k), anyOf(e)})
+		}
+		return m
+	case reflect.Int:
+		return v.Int()
+	case reflect.Uint, reflect.Uintptr:
+		return v.Uint()
+	}
+	return v.Interface()
+}
+
+// sortMaps brings the pairs of all maps in v into an order of their own.
+func sortMaps(v any) any {
+	switch v := v.(type) {
+	case []any:
+		for _, e := range v {
+			sortMaps(e)
+		}
+	case Record:
+		for _, f := range v {
+			sortMaps(f.Value)
+		}
+	case Map:
+		for _, p := range v {
+			sortMaps(p.Value)
+		}
+		slices.SortFunc(v, func(a, b Pair) int { return strings.Compare(fmt.Sprint(a.Key), fmt.Sprint(b.Key)) })
+	}
+	return v
+}
+
+// What a program of a type accepts, a dynCodec reads alike; what it refuses,
+// that refuses.
+func TestDynamicReadsDerived(t *testing.T) {
+	for seed := range uint64(pick(*seedsFlag, 300, 100)) {
+		r := mathrand.New(mathrand.NewPCG(seed+*firstFlag, 6))
+		typ := typeMaker{r}.make(1 + r.IntN(4))
+		d := deriver{planner: planner{root: typ}}
+		p, sig, err := d.derive()
+		require.NoError(t, err)
+		sigType, err := parseSignature(sig)
+		require.NoError(t, err)
+		require.Equal(t, sig, sigType.String())
+		require.LessOrEqual(t, sigType.min, uint64(p.least))
+		dynamic := func(b []byte) (any, error) { // not as a whole value
+			d := dynDecoder{src: b, room: spareValues + partsPerByte*uint64(len(b))}
+			v, err := d.value(sigType)
+			if err == nil && len(d.src) != 0 {
+				err = corrupt("more bytes")
+			}
+			return v, err
+		}
+		values := oldrand.New(oldrand.NewSource(int64(seed)))
+		for range 10 {
+			v, ok := quick.Value(typ, values)
+			require.True(t, ok)
+			x := reflect.New(typ)
+			x.Elem().Set(v)
+			b, err := p.encode(nil, x.UnsafePointer(), &encoder{})
+			require.NoError(t, err)
+			have, err := dynamic(b)
+			require.NoError(t, err, "seed %d: %s of %x", seed, sig, b)
+			require.Equal(t, sortMaps(anyOf(v)), sortMaps(have), "seed %d: %s of %x", seed, sig, b)
+			for range 20 {
+				if len(b) == 0 {
+					break
+				}
+				bad := bytes.Clone(b)
+				bad[r.IntN(len(bad))] ^= 1 << r.IntN(8)
+				rest, err := p.decode(reflect.New(typ).UnsafePointer(), bad, &decoder{})
+				_, again := dynamic(bad)
+				if !errors.Is(err, ErrTooLarge) && !errors.Is(again, ErrTooLarge) {
+					require.Equal(t, err == nil && len(rest) == 0, again == nil, "seed %d: %s of %x: %v, but %v", seed, sig, bad, err, again)
+				}
+			}
+		}
+	}
+}
+
+// Entries prints what the derived codecs store.
+func TestEntriesOfDerived(t *testing.T) {
+	a := testArena(t, testOptions{})
+	people := sure(Dict[netip.Addr, person](a, "people", nil))
+	require.NoError(t, people.Set(netip.MustParseAddr("::1"), somebody()))
+	wrapped := sure(List(a, "wrapped", &ListOptions[[]tree]{Codec: sure(CodecOf[[]tree]())}))
+	require.NoError(t, wrapped.Append([]tree{{}, {[]tree{{}}}}))
+	levels := sure(List[level](a, "levels", nil))
+	require.NoError(t, levels.Append(level{"high"}))
+	times := sure(List[time.Time](a, "times", nil))
+	require.NoError(t, times.Append(somebody().Born, time.Time{}))
+	for name, want := range map[string]string{
+		"people": `[["::1",{"base":{"ID":7,"Name":"Ada"},"Born":"1815-12-10T01:02:03.000000004-01:00","Nick":"","Friends":[1,18446744073709551615],` +
+			`"Tags":{"":null,"x":[],"yy":["a",""]},"Scores":[[1,"+Inf"],[3,0.5]],"Photo":"","Home":"fe80::1%eth0","Fortune":-1099511627776,` +
+			`"parts":[{"a":"a","b":"b"},{"a":"","b":"d"}],"Site":"https://example.com/x","Nothing":{},"Few":[null,5,null],` +
+			`"Deep":[null,[null,[[-1,["deep"]]]]],"Ratio":"-1/3","Flag":true,"Interval":60000000000}]]`,
+		"wrapped": `[[0,[{"Kids":null},{"Kids":[{"Kids":null}]}]]]`,
+		"levels":  `[[0,"high"]]`,
+		"times":   `[[0,"1815-12-10T01:02:03.000000004-01:00"],[1,"0001-01-01T00:00:00Z"]]`,
+	} {
+		m, err := entriesOf(a, name)
+		require.NoError(t, err)
+		text, err := AppendJSON(nil, m)
+		require.NoError(t, err)
+		assert.Equal(t, want, string(text))
+	}
 }
 
 // Any bytes either are an encoding or are refused, at a bounded cost.

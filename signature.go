@@ -29,12 +29,9 @@ import (
 // AppendBinary or MarshalBinary, AppendText or MarshalText, or GobEncode; path
 // is its import path, a dot and its name. Anything else is the name of a codec.
 //
-// A signature is input: one with more than maxSigSize bytes or maxSigDepth
+// A signature is input: one with more than maxSignature bytes or maxSigDepth
 // levels is not read as a type.
-const (
-	maxSigSize  = 1 << 20
-	maxSigDepth = 10_000
-)
+const maxSigDepth = 10_000
 
 // Kinds of types besides those of package reflect.
 const (
@@ -74,13 +71,9 @@ var sigLeaves = func() map[string]*sigType {
 		add(kind.String(), kind, scalarSize(kind))
 	}
 	add("string", reflect.String, 1)
-	add("time.Time", sigTime, timeSize)
+	add(timeSignature, sigTime, timeSize)
 	return leaves
 }()
-
-// timeSize is the bytes of an encoded time.Time: seconds since 1970 in UTC
-// (int64), nanoseconds (uint32), zone offset in seconds (int32).
-const timeSize = 16
 
 // scalarSize returns the bytes of an encoded number or bool.
 func scalarSize(kind reflect.Kind) uint64 {
@@ -108,7 +101,7 @@ func (t *sigType) indirect() bool {
 // parseSignature returns the type that a signature describes. An error means
 // that it is the name of a codec, or damaged.
 func parseSignature(text string) (*sigType, error) {
-	if len(text) > maxSigSize {
+	if len(text) > maxSignature {
 		return nil, fmt.Errorf("signature of %d bytes", len(text))
 	}
 	p := sigParser{text: text, indirect: -1}

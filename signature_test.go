@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -75,7 +74,6 @@ func TestParseSignatureHostile(t *testing.T) {
 		"of many levels each": {strings.Repeat("*", 5000) + "struct{" + fields(50_000, "^5001") + "A ^5001}", true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			began := time.Now()
 			typ, err := parseSignature(c.text)
 			if !c.ok {
 				require.Error(t, err)
@@ -84,7 +82,6 @@ func TestParseSignatureHostile(t *testing.T) {
 			require.NoError(t, err)
 			require.True(t, c.text == typ.String(), "canonical")
 			assert.Less(t, typ.min, uint64(1)<<63)
-			assert.Less(t, time.Since(began), 10*time.Second)
 		})
 	}
 }
