@@ -37,7 +37,7 @@ import (
 //
 // Everything is copied. The loop holds no lock and runs beside changes, its own body's among
 // them, as [EMList.All] and [EMDict.All] do; the container counts as open from
-// then on. Each element is decoded anew, at several times the cost of a typed loop.
+// then on. It costs some hundred nanoseconds an element and more for large ones.
 //
 // A fault ends the loop and is kept: see [Arena.View]. Faults are damage, [ErrNoContainer], and
 // [ErrTooLarge] for a value that has far more parts than bytes, such as a slice of a
@@ -477,7 +477,7 @@ const (
 	maxValueDepth = 100_000
 	// A value has at most spareValues parts, and partsPerByte for each byte:
 	// more than one only where a struct or array of one part wraps another.
-	spareValues  = 1 << 18
+	spareValues  = 1 << 20
 	partsPerByte = 16
 )
 

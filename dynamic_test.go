@@ -258,7 +258,7 @@ func TestDynamicHostile(t *testing.T) {
 		"of arrays":              {"[1000][1000][1000]struct{}", nil, ErrTooLarge},
 		"in many slices":         {"[][]struct{}", append([]byte{21}, bytes.Repeat([]byte{0x80, 0x80, 0x08}, 20)...), ErrTooLarge},
 		"as pairs":               {"map[struct{}]struct{}", binary.AppendUvarint(nil, 1<<17), ErrCorrupt},
-		"with many fields":       {"[]" + wide, binary.AppendUvarint(nil, 1<<17), ErrTooLarge},
+		"with many fields":       {"[]" + wide, binary.AppendUvarint(nil, 1<<19), ErrTooLarge},
 		"tall structs":           {"[]" + tall, append(binary.AppendUvarint(nil, 1<<16+1), make([]byte, 1<<16)...), ErrTooLarge},
 		"lengths within lengths": {"[]^1", bytes.Repeat([]byte{0x81, 0x20}, 8192), ErrTooLarge},
 		"of doubling structs":    {"*struct{A ^2; B ^2}", bytes.Repeat([]byte{1}, 1<<16), ErrCorrupt},
