@@ -25,23 +25,24 @@ import (
 // Go type, for it goes by the signatures in the file (see [Info]), so a tool
 // can print the containers of any file.
 //
-// Values are bool, the numbers of Go (int64 and uint64 stand for int, uint and uintptr
-// too), string, []byte, [time.Time]; []any for other slices and for arrays,
-// [Record] for structs, [Map] for maps, what a pointer points to for pointers, and nil for
-// nil ones and for nil slices and maps. Of types that write themselves,
-// *[big.Int], *[big.Float], *[big.Rat], [netip.Addr], [netip.AddrPort], [netip.Prefix]
-// and *[url.URL] come as such, others as the string or []byte that they wrote.
-// What the codec of [JSON] wrote is a [json.RawMessage], that of [Flate] is
-// decompressed, and what any other codec wrote is [Encoded]; an element that was
-// never written is nil then. [AppendJSON] prints all of them.
+// Values are bool, the numbers of Go (int64 and uint64 stand for int, uint and
+// uintptr too), string, []byte, [time.Time]; []any for other slices and for
+// arrays, [Record] for structs, [Map] for maps; a pointer gives what it points
+// to; nil pointers, slices and maps are nil. Of types that write themselves,
+// *[big.Int], *[big.Float], *[big.Rat], [netip.Addr], [netip.AddrPort],
+// [netip.Prefix] and *[url.URL] come as such, others as the string or []byte
+// that they wrote. What the codec of [JSON] wrote is a [json.RawMessage], that
+// of [Flate] is decompressed, and what any other codec wrote is [Encoded]; an
+// element that was never written is nil then. [AppendJSON] prints all of them.
 //
-// Everything is copied. The loop holds no lock and runs beside changes, its own body's among
-// them, as [EMList.All] and [EMDict.All] do; the container counts as open from
-// then on. It costs some hundred nanoseconds an element and more for large ones.
+// Everything is copied. The loop holds no lock and runs beside changes, its own
+// body's among them, as [EMList.All] and [EMDict.All] do; the container counts
+// as open from then on. It costs some hundred nanoseconds an element, and more
+// for large ones.
 //
-// A fault ends the loop and is kept: see [Arena.View]. Faults are damage, [ErrNoContainer], and
-// [ErrTooLarge] for a value that has far more parts than bytes, such as a slice of a
-// million empty structs.
+// A fault ends the loop and is kept: see [Arena.View]. Faults are damage,
+// [ErrNoContainer], and [ErrTooLarge] for a value that has far more parts than
+// bytes, such as a slice of more than a million empty structs.
 func (a *Arena) Entries(name string) iter.Seq2[any, any] {
 	return func(yield func(k, v any) bool) {
 		h := &handle{name: name}
