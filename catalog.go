@@ -192,8 +192,34 @@ func (a *Arena) openContainer(c container, mustExist bool) (container, error) {
 // createCost bounds the pages that creating a container changes.
 const createCost = 64 * pageSize
 
+// mismatch names both types and, where they have something in common, in lines
+// of their own what differs.
 func mismatch(have, want *catalogEntry) error {
-	return fmt.Errorf("%w: the file has a %s, opened as a %s", ErrTypeMismatch, have.describe(), want.describe())
+	return fmt.Errorf("%w: the file has a %s, opened as a %s%s", ErrTypeMismatch, have.describe(), want.describe(), have.differences(want))
+}
+
+func (e *catalogEntry) differences(want *catalogEntry) string {
+	if e.kind != want.kind {
+		return ""
+	}
+	keyLines, keyWhole := differences(e.key, want.key)
+	lines, whole := differences(e.value, want.value)
+	if (len(keyLines) == 0 || keyWhole) && (len(lines) == 0 || whole) {
+		return "" // the types say it all
+	}
+	if e.kind == kindDict {
+		for i := range keyLines {
+			keyLines[i] = "key: " + keyLines[i]
+		}
+		for i := range lines {
+			lines[i] = "value: " + lines[i]
+		}
+	}
+	var b strings.Builder
+	for _, line := range append(keyLines, lines...) {
+		b.WriteString("\n\t" + line)
+	}
+	return b.String()
 }
 
 // loadContainer has a container read its header page. The caller holds catMu.

@@ -89,6 +89,9 @@ func openDict[K comparable, V any](a *Arena, name string, opts *DictOptions[K, V
 		return nil, err
 	}
 	d := &EMDict[K, V]{d: c.(*dict), key: key, val: val}
+	if *d.d.layout != *core.layout {
+		return nil, fmt.Errorf("%w: codec %s or %s has the name of another encoding", ErrTypeMismatch, key.sig, val.sig)
+	}
 	d.words = key.raw && key.size == 8 && val.raw && val.size == 8
 	return d, nil
 }

@@ -20,7 +20,7 @@ type list struct {
 	handle
 	width   uint64 // of a slot, in bytes
 	refs    bool   // slots hold refs
-	untyped bool   // width and refs follow from the header page
+	untyped bool   // width and refs follow from the header page, until that is loaded
 	word    bool   // slots are loaded and stored whole by the machine: they cannot tear
 	grain   uint8  // log2 of the slots of the first extent, and of a block
 	recs    records
@@ -811,6 +811,7 @@ func (l *list) load(h pageNo) error {
 	if l.untyped {
 		l.setWidth(uint64(hdr.size()), hdr.refs())
 		l.forget()
+		l.untyped = false // the list may have readers when it is loaded again
 	}
 	if uint64(hdr.size()) != l.width || hdr.refs() != l.refs {
 		return corruptAt(off+listSizeOff, "list with slots of %d bytes, elements need %d", hdr.size(), l.width)
