@@ -455,12 +455,12 @@ type encoder struct {
 // places are parts of a value by where they lie.
 type places struct {
 	inside []unsafe.Pointer // the slices and maps of cyclic types around the part at hand
-	met    []target        // pointers so far
+	met    []target         // pointers so far
 	many   map[target]struct{}
 }
 
-// A pointer is which its type tells from its first field.
-type pointer struct {
+// A target is what a pointer points to; its type tells it from its first field.
+type target struct {
 	p   unsafe.Pointer
 	typ *program
 }
