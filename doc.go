@@ -110,8 +110,10 @@
 // [DictOptions]; without one, opening is [ErrUnsupportedType], naming the field. A container
 // keeps the signature of its types, such as
 // struct{Addr uint64; Name string; Succ []uint64}, or the name of the codec; opening it
-// with others is [ErrTypeMismatch]. Renaming a type is no change; renaming, moving or
-// changing a field is.
+// with others is [ErrTypeMismatch], which tells what differs. Renaming a type is no
+// change; renaming, moving or changing a field is. So a file describes itself:
+// [Arena.Entries] reads any container without the types of the program that wrote it, and
+// [AppendJSON] prints what it yields.
 //
 // Two keys are equal when their encodings are. For floating point that
 // means: -0 equals +0, and all NaNs are one key; for times, that instant and zone offset
