@@ -646,6 +646,9 @@ var portableScripts = map[string]portableScript{
 					w.ok(e.Set(w.next(e.Len()), padded{B: uint64(i)}))
 					w.ok(s.Append(w.text(400)))
 				}
+				if i%1000 == 999 {
+					w.ok(e.Append(make([]padded, 9000)...))
+				}
 			}
 			require.Greater(w.t, w.a.Stats().OwnCommits, int64(5))
 			require.Greater(w.t, w.a.Stats().Checkpoints, int64(5))
