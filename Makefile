@@ -1,17 +1,23 @@
 # make demo    count the identifiers of Go's own source into a file, then ask it for one
 # make test    all tests of all modules
 # make bench   the benchmarks
-# make check   what a change must pass besides: vet, gofmt, race detector, 32 bits, other systems
+# make check   what a change must pass besides: vet, gofmt, race detector, 32 bits, other systems and processors
+# make qemu QEMUFLAGS='-timeout 2h'   the full suite on other processors
 
 GO      ?= go
 MEETING = TestModel|Writers|Readers|Concurrent|Busy|BesideClose|RolledBack|OthersWait|WhileChanging|GroupCommit|Callback
+PORTABLE = TestSame|TestSample|TestCodec|TestHash(Vectors|Stable|Secrets)|TestLayoutFor|TestControlWords|TestExtentTable|TestUnixMapping|TestEMListQueue|TestEMListExtentBorders|TestEMDict(Bytes|FloatKeys|Rollback)|TestUpdate|TestDefectLock
 TARGETS ?= windows/amd64 windows/386 darwin/arm64 darwin/amd64 freebsd/amd64 openbsd/amd64 linux/arm64 linux/s390x
+
+# GOARCH/QEMU's name: s390x is big-endian, loong64 has pages of 16 KiB.
+PROCESSORS ?= s390x/s390x arm64/aarch64 loong64/loongarch64
+QEMUFLAGS  ?= -short -run '$(PORTABLE)' -timeout 5m
 
 # each runs a command in the folder of each module that go.work lists.
 each = dirs=$$($(GO) list -m -f '{{.Dir}}') && echo "$$dirs" | while read -r dir; do \
 	(cd "$$dir" && $(1)) </dev/null || { echo "failed in $$dir" >&2; exit 1; }; done
 
-.PHONY: demo test bench check vet fmt race 386 cross
+.PHONY: demo test bench check vet fmt race 386 cross qemu
 
 demo:
 	@mkdir -p demo
@@ -25,7 +31,7 @@ test:
 bench:
 	$(call each,$(GO) test -run '^$$' -bench . -benchmem $(BENCHFLAGS) ./...)
 
-check: vet fmt race 386 cross
+check: vet fmt race 386 cross qemu
 
 vet:
 	$(call each,$(GO) vet ./...)
@@ -48,4 +54,12 @@ cross:
 		echo "cross $$target" && \
 		export GOOS=$${target%/*} GOARCH=$${target#*/} CGO_ENABLED=0 && \
 		($(call each,$(GO) vet ./... && $(GO) test -c -o "$$tmp/" ./...)) || exit 1; \
+	done
+
+# Under qemu-user, which passes system calls on to the kernel of this machine.
+qemu:
+	@for cpu in $(PROCESSORS); do \
+		qemu=qemu-$${cpu#*/}-static && echo "qemu $${cpu%/*}" && \
+		GOARCH=$${cpu%/*} CGO_ENABLED=0 EMD_TEST_EMULATOR=$$qemu \
+			$(GO) test -vet=off -exec $$qemu $(QEMUFLAGS) . || exit 1; \
 	done

@@ -484,7 +484,7 @@ func (al *allocator) noteFreed(p pageNo, n uint32) {
 
 const (
 	maxFreedRuns = 4096
-	minPunch     = 16 // pages
+	minPunch     = unitPages
 )
 
 // committed and rolledBack tell what became of the changes since the last commit.
@@ -524,9 +524,10 @@ func (al *allocator) punch() {
 	al.freedCommitted = al.freedCommitted[:0]
 }
 
+// punchRun punches the units in a run, whatever the machine's page size: files
+// are the same everywhere.
 func (al *allocator) punchRun(p pageNo, n uint32) {
-	perOS := pageNo(1) << al.s.osShift
-	from, to := (p+perOS-1)&^(perOS-1), (p+n)&^(perOS-1)
+	from, to := (p+unitPages-1)&^(unitPages-1), (p+n)&^(unitPages-1)
 	for from < to {
 		step := min(to-from, al.s.mask+1-from&al.s.mask)
 		off, size := int64(from)<<pageShift, int64(step)<<pageShift

@@ -343,12 +343,12 @@ func (s *space) dirtyWord(p pageNo) *uint64 {
 func (s *space) recountFresh(end uint64) {
 	fresh := int64(0)
 	_ = s.eachRange(s.border.Load(), end, func(c *chunk, in, n pageNo) error {
-		for o := in >> s.osShift; o < (in+n)>>s.osShift; o++ {
-			fresh += int64(atomic.LoadUint64(&c.owned[o>>6]) >> (o & 63) & 1)
+		for p := in; p < in+n; p++ {
+			fresh += int64(atomic.LoadUint64(&c.owned[p>>6]) >> (p & 63) & 1)
 		}
 		return nil
 	})
-	s.fresh.Store(fresh * s.osPageBytes())
+	s.fresh.Store(fresh * pageSize)
 }
 
 // checkpoint writes what the log holds to the file and starts the next

@@ -1,9 +1,11 @@
 package emd
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"iter"
+	"strconv"
 	"sync"
 	"unsafe"
 )
@@ -160,7 +162,7 @@ func (d *EMDict[K, V]) get(k *K, v *V, ok *bool) (err error) {
 	var found bool
 	b.val, found, err = d.d.get(b.val[:0], d.d.hash(key), key)
 	if err == nil && found {
-		err = d.val.decode(v, b.val)
+		err = d.decodeValue(v, key, b.val)
 		*ok = err == nil
 	}
 	return err
@@ -319,7 +321,7 @@ func (d *EMDict[K, V]) change(kind changeKind, k *K, v *V) (old V, was bool, err
 	if err != nil || !was || kind == changeSet {
 		return old, was, err
 	}
-	err = d.val.decode(&old, b.old)
+	err = d.decodeValue(&old, key, b.old)
 	return old, err == nil, err
 }
 
@@ -358,7 +360,7 @@ func (d *EMDict[K, V]) compute(k *K, fn func(v V, ok bool) (V, Op)) (actual V, o
 	defer d.d.release(&held)
 	b.old = old
 	if ok {
-		if err = d.val.decode(&actual, b.old); err != nil {
+		if err = d.decodeValue(&actual, key, b.old); err != nil {
 			return none, false, err
 		}
 	}
@@ -458,7 +460,7 @@ func (d *EMDict[K, V]) scanCursor(c *cursor, keys, vals bool, yield func(K, V) b
 func (d *EMDict[K, V]) entry(c *cursor, keys, vals bool) (k K, v V, ok bool, err error) {
 	if keys {
 		if err = d.key.decode(&k, c.key); err != nil {
-			return k, v, false, err
+			return k, v, false, fmt.Errorf("key %#x: %w", c.key[:min(len(c.key), maxNamed)], err)
 		}
 	}
 	if !vals {
@@ -470,8 +472,32 @@ func (d *EMDict[K, V]) entry(c *cursor, keys, vals bool) (k K, v V, ok bool, err
 			return k, v, false, err
 		}
 	}
-	return k, v, true, d.val.decode(&v, val)
+	return k, v, true, d.decodeValue(&v, c.key, val)
 }
+
+// decodeValue sets *v to the value whose encoding is val. Its errors name the
+// key, of which key is the encoding.
+func (d *EMDict[K, V]) decodeValue(v *V, key, val []byte) error {
+	err := d.val.decode(v, val)
+	if err == nil {
+		return nil
+	}
+	var k K
+	if d.key.decode(&k, bytes.Clone(key)) != nil { // a clone, so that no caller's key moves to the heap
+		return err
+	}
+	name := fmt.Sprint(k)
+	if d.key.form == stringForm {
+		name = strconv.Quote(*asString(&k))
+	}
+	if len(name) > maxNamed {
+		name = name[:maxNamed] + "..."
+	}
+	return fmt.Errorf("value of key %s: %w", name, err)
+}
+
+// maxNamed is how much of a key an error shows, in bytes.
+const maxNamed = 64
 
 // Arena returns the arena that the dict is in.
 func (d *EMDict[K, V]) Arena() *Arena { return d.d.a }

@@ -165,19 +165,20 @@ func (e *EMList[T]) get(i int) (v T, err error) {
 	defer s.done()
 	var el element
 	if el, err = e.l.get(s.b[:0], i); err == nil {
-		v, err = e.decode(el)
+		v, err = e.decode(i, el)
 		s.b = el.b
 	}
 	return v, e.l.result("get", err)
 }
 
-func (e *EMList[T]) decode(el element) (v T, err error) {
+// decode returns element i. Its errors name the element.
+func (e *EMList[T]) decode(i int, el element) (v T, err error) {
 	if el.zero {
 		return v, nil
 	}
 	if err = e.codec.decode(&v, el.b); err != nil {
 		var zero T
-		return zero, err
+		return zero, fmt.Errorf("element %d: %w", i, err)
 	}
 	return v, nil
 }
@@ -202,7 +203,9 @@ func (e *EMList[T]) encode(s *scratch, v *T) error {
 	if err != nil {
 		return err
 	}
-	s.b, s.ends = b, append(s.ends, len(b))
+	if s.b = b; e.l.refs {
+		s.ends = append(s.ends, len(b))
+	}
 	return nil
 }
 
@@ -226,30 +229,26 @@ func (e *EMList[T]) append(v []T) error {
 	case n == 0:
 		_, err := e.l.count()
 		return err
-	case e.raw && n <= e.l.pieceLen():
+	case e.raw && n <= e.pieceLen():
 		return e.l.appendSlots(bytesOf(v), uint64(n), false)
-	case !e.raw && n <= maxEncoded:
+	case !e.raw && n <= e.pieceLen():
 		s := newScratch()
 		defer s.done()
 		if err := e.encodeAll(s, v); err != nil {
 			return err
 		}
-		return e.l.appendPiece(s.piece(e.l), false)
+		return e.l.appendPiece(s.piece(e.l, n), false)
 	}
 	a := e.l.newAppending()
 	defer a.close()
 	for len(v) > 0 {
-		n := len(v)
+		n := min(len(v), e.pieceLen())
 		if e.raw {
-			n = min(n, e.l.pieceLen())
 			if err := a.add(piece{slots: bytesOf(v[:n]), n: n}); err != nil {
 				return err
 			}
-		} else {
-			n = min(n, maxEncoded)
-			if err := e.addEncoded(&a, v[:n]); err != nil {
-				return err
-			}
+		} else if err := e.addEncoded(&a, v[:n]); err != nil {
+			return err
 		}
 		v = v[n:]
 	}
@@ -257,7 +256,17 @@ func (e *EMList[T]) append(v []T) error {
 	return nil
 }
 
-// maxEncoded is how many elements are encoded before they are appended.
+// pieceLen is how many elements are appended at once. It does not depend on the
+// machine, whose own commits may come in between.
+func (e *EMList[T]) pieceLen() int {
+	if e.l.refs {
+		return maxEncoded
+	}
+	return e.l.pieceLen()
+}
+
+// maxEncoded is how many elements of variable size are encoded before they
+// are appended.
 const maxEncoded = 1024
 
 func (e *EMList[T]) addEncoded(a *appending, v []T) error {
@@ -266,7 +275,7 @@ func (e *EMList[T]) addEncoded(a *appending, v []T) error {
 	if err := e.encodeAll(s, v); err != nil {
 		return err
 	}
-	return a.add(s.piece(e.l))
+	return a.add(s.piece(e.l, len(v)))
 }
 
 // AppendSeq adds the elements of a sequence at the end. They are appended in
@@ -326,7 +335,7 @@ func (e *EMList[T]) popDecoded() (v T, ok bool, err error) {
 		return v, false, err
 	}
 	s.b = el.b
-	if v, err = e.decode(el); err != nil {
+	if v, err = e.decode(n-1, el); err != nil {
 		return v, false, err
 	}
 	return v, true, e.l.truncate(h.end-1, h)
@@ -592,7 +601,7 @@ func (e *EMList[T]) visit(i, end, step int, yield func(int, T) bool) error {
 		}
 		k := 0
 		for ; k < r.n && (k == 0 || e.l.current(r.stamp)); k++ {
-			v, err := r.at(k, step < 0)
+			v, err := r.at(k, i, step < 0)
 			if err != nil {
 				return err
 			}
@@ -638,20 +647,20 @@ func (r *run[T]) read(i, n int, backwards bool) (err error) {
 	return err
 }
 
-// at returns element k of the run in the loop's direction.
-func (r *run[T]) at(k int, backwards bool) (v T, err error) {
+// at returns element k of the run in the loop's direction: i of the list.
+func (r *run[T]) at(k, i int, backwards bool) (v T, err error) {
 	if backwards {
 		k = r.n - 1 - k
 	}
 	if k < len(r.raw) {
 		return r.raw[k], nil
 	}
-	return r.decode(k)
+	return r.decode(k, i)
 }
 
-func (r *run[T]) decode(k int) (T, error) {
+func (r *run[T]) decode(k, i int) (T, error) {
 	width := int(r.e.l.width)
-	return r.e.decode(element{b: r.slots[k*width : (k+1)*width]})
+	return r.e.decode(i, element{b: r.slots[k*width : (k+1)*width]})
 }
 
 // visitEach is visit for elements that are read one by one.
@@ -669,7 +678,7 @@ func (e *EMList[T]) visitEach(i, end, step int, yield func(int, T) bool) error {
 			continue
 		}
 		buf = el.b
-		v, err := e.decode(el)
+		v, err := e.decode(i, el)
 		if err != nil {
 			return err
 		}
@@ -715,12 +724,12 @@ func (s *scratch) done() {
 
 func (s *scratch) reset() { s.b, s.ends = s.b[:0], s.ends[:0] }
 
-// piece returns the elements in s as l appends them.
-func (s *scratch) piece(l *list) piece {
+// piece returns the n elements in s as l appends them.
+func (s *scratch) piece(l *list, n int) piece {
 	if l.refs {
 		return piece{records: &s.batch}
 	}
-	return piece{slots: s.b, n: len(s.ends)}
+	return piece{slots: s.b, n: n}
 }
 
 func badIndex(i, n int) error {

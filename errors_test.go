@@ -1636,11 +1636,10 @@ func TestFileSizeLimit(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		return // knows no such limit
 	}
-	exe, err := os.Executable()
-	require.NoError(t, err)
 	path := filepath.Join(t.TempDir(), "limited.emd")
 	// 8 MiB in blocks of 512 bytes, or of 1024 in some shells.
-	c := startChild(t, exec.Command("sh", "-c", `trap "" XFSZ; ulimit -f 16384; exec "$0" "$@"`, exe, path), "full")
+	line := append([]string{"-c", `trap "" XFSZ; ulimit -f 16384; exec "$0" "$@"`}, childLine(t, path)...)
+	c := startChild(t, exec.Command("sh", line...), "full")
 	said, err := c.rest()
 	require.NoError(t, err, "%s", c.errs)
 	require.Equal(t, []string{"full", "rolled back", "closed"}, said)

@@ -58,9 +58,19 @@ type childProcess struct {
 
 // child starts a child process.
 func child(t testing.TB, name string, args ...string) *childProcess {
+	line := childLine(t, args...)
+	return startChild(t, exec.Command(line[0], line[1:]...), name)
+}
+
+// childLine returns the command line of a child; under an emulator, which make
+// qemu names, that of the emulator.
+func childLine(t testing.TB, args ...string) (line []string) {
+	if emulator := os.Getenv("EMD_TEST_EMULATOR"); emulator != "" {
+		line = append(line, emulator)
+	}
 	exe, err := os.Executable()
 	require.NoError(t, err)
-	return startChild(t, exec.Command(exe, args...), name)
+	return append(append(line, exe), args...)
 }
 
 func startChild(t testing.TB, cmd *exec.Cmd, name string) *childProcess {

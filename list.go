@@ -488,7 +488,7 @@ func (l *list) enterFor(holder bool, need func() (int64, error)) error {
 }
 
 // smallCost is what a change of a slot and the header may cost.
-func (l *list) smallCost() int64 { return 2*l.a.space.osPageBytes() + int64(l.width) }
+func (l *list) smallCost() int64 { return 2*pageSize + int64(l.width) }
 
 // A holding is how a list was when somebody began to keep other writers away.
 // Only a Rollback, Drop or Close changes it behind his back: then the epoch is

@@ -182,7 +182,7 @@ func (l *list) freeCost(n uint64) int64 {
 	if !l.refs {
 		return 0
 	}
-	return int64(min(n, uint64(l.a.limit/4/l.a.space.osPageBytes()))) * l.a.space.osPageBytes()
+	return int64(min(n, uint64(l.a.limit/4/pageSize))) * pageSize
 }
 
 // reshape makes a change that readers must not see half done.

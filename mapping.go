@@ -31,7 +31,9 @@ type mapping interface {
 	adopt(p unsafe.Pointer, n, off int64) error
 
 	// drop gives back the private copies in [p, p+n), whose bytes equal the
-	// file's at off. The range was filed or adopted before.
+	// file's at off; but for the header slots, which nobody reads here: they
+	// share a page of a machine with larger ones. The range was filed or adopted
+	// before.
 	drop(p unsafe.Pointer, n, off int64) error
 
 	// zero replaces [p, p+n), of whatever kind, by zero memory of the process.
@@ -150,7 +152,7 @@ func (m *heapMapping) chunk(off, size, filed int64) (unsafe.Pointer, error) {
 
 func (m *heapMapping) adopt(p unsafe.Pointer, n, off int64) error {
 	file := make([]byte, pageSize)
-	for i := int64(0); i < n; i += pageSize {
+	for i := max(0, slotPages<<pageShift-off); i < n; i += pageSize {
 		if err := readWhole(m.f, file, off+i); err != nil {
 			return err
 		}

@@ -11,7 +11,9 @@ const (
 // when its options do not say: a quarter of the machine's memory, or half of
 // the control group's limit if that is less, at most 1 GiB.
 func defaultDirtyLimit() int64 {
-	return dirtyLimitFor(physicalMemory(), cgroupMemory())
+	// A change may copy a page of the machine, of which a page of the file is counted.
+	perOS := int64(max(1, osPageSize()/pageSize))
+	return dirtyLimitFor(physicalMemory(), cgroupMemory()) / perOS
 }
 
 // dirtyLimitFor computes defaultDirtyLimit; 0 means unknown or no limit.

@@ -24,7 +24,9 @@ type Options struct {
 	// file by a checkpoint, and new space not yet written out. When it is
 	// reached the library commits by itself between two operations, except
 	// inside Update. 0 means a quarter of the machine's memory, or half of a
-	// cgroup's limit, at most 1 GiB. Less than 1 MiB counts as 1 MiB.
+	// cgroup's limit, at most 1 GiB. Less than 1 MiB counts as 1 MiB. Pages of
+	// the file, 4 KiB, are counted: where the machine's are larger, scattered
+	// changes may take as many times more, and the default is as many times less.
 	DirtyLimit int64
 	// NoAutoCommit makes a change that would pass DirtyLimit fail with
 	// [ErrUpdateTooLarge] instead of committing what is pending.
@@ -52,8 +54,10 @@ type Options struct {
 	NetworkFS bool
 	// HashSeed is the seed of the hash function of a new file. 0 draws it, and
 	// the file's identity, at random; otherwise both follow from it, so that
-	// equal operations make equal files. A seed that others know lets them
-	// choose keys that collide.
+	// equal operations of one goroutine, with equal DirtyLimit and LogLimit, make
+	// equal files on all machines; but for what is left in free space where the file
+	// system cannot take it back. A seed that others know lets them choose keys that
+	// collide.
 	HashSeed uint64
 	// Logger is told of recovery, checkpoints, the library's own commits and
 	// failures. nil is silent.

@@ -64,6 +64,8 @@ type space struct {
 	// border is the first fresh page. It moves inside the closed gate only.
 	border atomic.Uint64
 
+	// Counted are pages of the file, so that with equal limits equal operations
+	// commit alike everywhere; a machine of larger pages may hold more.
 	private atomic.Int64 // bytes of private copies and fresh pages in memory
 	fresh   atomic.Int64 // of these, fresh ones
 	spilled atomic.Int64 // bytes written before their commit, since open
@@ -92,7 +94,7 @@ type chunk struct {
 	table  []byte
 	lines  []uint64    // a word for each page, a bit for each changed line
 	groups []uint64    // a bit for each 64 pages: one of them has changed lines
-	owned  []uint64    // a bit for each page of the machine: a private copy exists
+	owned  []uint64    // a bit for each page: memory has a copy of its own
 	sums   []uint32    // of each fresh unit: checksum XOR zeroUnitSum, as in the file
 	listed atomic.Bool // in space.dirty
 }
@@ -255,7 +257,7 @@ func (s *space) mapChunk(i int) error {
 	}
 	c := &chunk{first: pageNo(i) << s.shift, mem: mem}
 	if s.tables {
-		if err := c.makeTables(int(s.mask)+1, s.osShift); err != nil {
+		if err := c.makeTables(int(s.mask) + 1); err != nil {
 			return err
 		}
 		atomic.StorePointer(&t.lines[i], unsafe.Pointer(&c.lines[0]))
@@ -265,9 +267,9 @@ func (s *space) mapChunk(i int) error {
 	return nil
 }
 
-func (c *chunk) makeTables(pages int, osShift uint8) error {
+func (c *chunk) makeTables(pages int) error {
 	words := func(bits int) int { return (bits + 63) / 64 }
-	groups, owned, sums := words(words(pages)), words(pages>>osShift), pages/unitPages
+	groups, owned, sums := words(words(pages)), words(pages), pages/unitPages
 	table, err := allocTable((pages+groups+owned)*8 + sums*4)
 	if err != nil {
 		return err
@@ -360,17 +362,14 @@ func (s *space) touchSlow(p pageNo, lines uint64) {
 			s.mu.Unlock()
 		}
 	}
-	osPage := in >> s.osShift
-	bit := uint64(1) << (osPage & 63)
-	if atomic.OrUint64(&c.owned[osPage>>6], bit)&bit == 0 {
-		s.private.Add(s.osPageBytes())
+	bit := uint64(1) << (in & 63)
+	if atomic.OrUint64(&c.owned[in>>6], bit)&bit == 0 {
+		s.private.Add(pageSize)
 		if isFresh {
-			s.fresh.Add(s.osPageBytes())
+			s.fresh.Add(pageSize)
 		}
 	}
 }
-
-func (s *space) osPageBytes() int64 { return pageSize << s.osShift }
 
 // A dirtyPage is a page with changed lines; word is its entry of the map.
 type dirtyPage struct {
@@ -505,14 +504,14 @@ func (s *space) writeUnits(c *chunk, u, end pageNo) error {
 
 // disown counts the fresh pages [in, in+n) of c no longer as memory of ours.
 func (s *space) disown(c *chunk, in, n pageNo) {
-	freed := c.disown(in>>s.osShift, (in+n)>>s.osShift) * s.osPageBytes()
+	freed := c.disown(in, in+n) * pageSize
 	s.private.Add(-freed)
 	s.fresh.Add(-freed)
 }
 
-// disown forgets the private copies of the machine's pages [from, to) of the
-// chunk and returns how many there were. Other pages of the same word may
-// become private meanwhile.
+// disown forgets the private copies of the pages [from, to) of the chunk and
+// returns how many there were. Other pages of the same word may become private
+// meanwhile.
 func (c *chunk) disown(from, to pageNo) (n int64) {
 	for i := from; i < to; {
 		w, first := i>>6, i&63
@@ -614,8 +613,12 @@ func (s *space) eachRange(from, to uint64, fn func(c *chunk, in, n pageNo) error
 }
 
 // dropClean gives back the private copies that hold nothing newer than the
-// file: pages of the machine below the border without a changed line. The
-// caller has the gate closed and the file up to date.
+// file: pages below the border without a changed line. The caller has the gate
+// closed and the file up to date.
+//
+// A machine with larger pages keeps the copy as long as a neighbour in the same
+// page of its own has changed lines. That neighbour is private, so the copy is
+// found when it may go.
 func (s *space) dropClean() error {
 	border := s.border.Load()
 	perOS := pageNo(1) << s.osShift
@@ -623,32 +626,49 @@ func (s *space) dropClean() error {
 		if c == nil || uint64(c.first) >= border {
 			continue
 		}
-		limit := pageNo(min(uint64(s.mask)+1, border-uint64(c.first))) >> s.osShift
-		droppable := func(o pageNo) bool {
-			return c.owned[o>>6]>>(o&63)&1 != 0 && isZero(c.lines[o*perOS:(o+1)*perOS])
-		}
-		for o := pageNo(0); o < limit; o++ {
-			if o&63 == 0 && c.owned[o>>6] == 0 {
-				o += 63
+		limit := pageNo(min(uint64(s.mask)+1, border-uint64(c.first)))
+		droppable := func(p pageNo) bool { return c.anyOwned(p, perOS) && isZero(c.lines[p:p+perOS]) }
+		for p := pageNo(0); p < limit; p += perOS {
+			if p&63 == 0 && c.owned[p>>6] == 0 {
+				p += 64 - perOS
 				continue
 			}
-			if !droppable(o) {
+			if !droppable(p) {
+				if perOS > 1 {
+					s.disownClean(c, p, perOS)
+				}
 				continue
 			}
-			end := o + 1
+			end := p + perOS
 			for end < limit && droppable(end) {
-				end++
+				end += perOS
 			}
-			in := uintptr(o) << s.osShift << pageShift
-			n := int64(end-o) * s.osPageBytes()
+			in := uintptr(p) << pageShift
+			n := int64(end-p) << pageShift
 			if err := s.mapping.drop(unsafe.Add(c.mem, in), n, int64(c.first)<<pageShift+int64(in)); err != nil {
 				return err
 			}
-			s.private.Add(-c.disown(o, end) * s.osPageBytes())
-			o = end - 1
+			s.private.Add(-c.disown(p, end) * pageSize)
+			p = end - perOS
 		}
 	}
 	return nil
+}
+
+// anyOwned says whether one of the n pages from p on, a page of the machine, is
+// private.
+func (c *chunk) anyOwned(p, n pageNo) bool {
+	return c.owned[p>>6]>>(p&63)&(allLines>>(64-n)) != 0
+}
+
+// disownClean counts those of the n pages from p on that have no changed line
+// no longer as private.
+func (s *space) disownClean(c *chunk, p, n pageNo) {
+	for i := p; i < p+n; i++ {
+		if c.lines[i] == 0 {
+			s.private.Add(-c.disown(i, i+1) * pageSize)
+		}
+	}
 }
 
 // spillSome writes about want bytes of fresh pages to the file before their
