@@ -207,7 +207,7 @@ func (s *space) prefetch(p pageNo) {
 
 // osPages is view from the start of the operating system's page.
 func (s *space) osPages(off uint64, n int) []byte {
-	from := off &^ uint64(s.osPageBytes()-1)
+	from := off &^ (pageSize<<s.osShift - 1)
 	return s.view(from, n+int(off-from))
 }
 
