@@ -5,8 +5,8 @@
 # make qemu QEMUFLAGS='-timeout 2h'   the full suite on other processors
 
 GO      ?= go
-MEETING = TestModel|Writers|Readers|Concurrent|Busy|BesideClose|RolledBack|OthersWait|WhileChanging|GroupCommit|Callback
-PORTABLE = TestSame|TestSample|TestCodec|TestHash(Vectors|Stable|Secrets)|TestLayoutFor|TestControlWords|TestExtentTable|TestUnixMapping|TestEMListQueue|TestEMListExtentBorders|TestEMDict(Bytes|FloatKeys|Rollback)|TestUpdate|TestDefectLock
+MEETING  = TestModel|Writers|Readers|Concurrent|Busy|BesideClose|RolledBack|OthersWait|WhileChanging|GroupCommit|Callback
+PORTABLE = TestSame|TestSample|TestCodec|TestDerived(RoundTrips|Hostile|Keys|InContainers|NaN)|TestEntries|TestHash(Vectors|Stable|Secrets)|TestLayoutFor|TestControlWords|TestExtentTable|TestUnixMapping|TestEMListQueue|TestEMListExtentBorders|TestEMDict(Bytes|FloatKeys|Rollback)|TestUpdate|TestDefectLock
 TARGETS ?= windows/amd64 windows/386 darwin/arm64 darwin/amd64 freebsd/amd64 openbsd/amd64 linux/arm64 linux/s390x
 
 # GOARCH/QEMU's name: s390x is big-endian, loong64 has pages of 16 KiB.

@@ -12,12 +12,15 @@ import (
 	"maps"
 	"math"
 	"math/big"
+	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -133,6 +136,12 @@ var samples = []sampleContainer{
 	sampleDict("strings to strings", map[string]string{"": "empty", "a": "", "Grüße": "世界", strings.Repeat("k", 5000): strings.Repeat("v", 9000)}),
 	sampleDict("strings to bytes", map[string][]byte{"nil": nil, "empty": {}, "zero": {0}}),
 	sampleDict("numbers to arrays", map[uint16][5]uint16{1: {1, 2, 3, 4, 5}, 0x0102: {0xFFFE}}),
+	sampleList("people", somebody(), person{}),
+	sampleList("times", time.Time{}, time.Unix(1e9, 5).UTC(), time.Unix(-1, 0).In(time.FixedZone("", -5400))),
+	sampleList("nested", [][]map[int16][]string{nil, {}, {nil, {}, {-2: nil, 300: {"", "a"}, 1: {}}}}),
+	sampleDict("trees", map[string]*tree{"": nil, "a": {}, "b": {[]tree{{}, {[]tree{{}}}}}}),
+	sampleDict("addresses", map[netip.Addr]url.URL{netip.MustParseAddr("::1"): {Host: "localhost"}, {}: {}}),
+	sampleDict("keys of strings", map[base]*base{{1, "one"}: nil, {1, ""}: {2, "two"}}),
 	sampleDict("empty dict", map[uint64]string{}),
 	sampleDict("many words", words(700)),
 	intDict("dict of ints", map[string]int64{"one": 1, "small": math.MinInt32, "large": 1 << 31}),
