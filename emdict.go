@@ -76,6 +76,9 @@ func openDict[K comparable, V any](a *Arena, name string, opts *DictOptions[K, V
 	if opts != nil {
 		o = *opts
 	}
+	if err := checkKeyCodec(o.KeyCodec); err != nil {
+		return nil, err
+	}
 	key, err := keyCodecFor(o.KeyCodec)
 	if err != nil {
 		return nil, err

@@ -4,6 +4,7 @@ go 1.26.0
 
 // The module emd itself is the checkout around this folder: see ../go.work.
 require (
+	github.com/klauspost/compress v1.18.6
 	github.com/stretchr/testify v1.12.1
 	golang.org/x/term v0.47.0
 )
