@@ -67,8 +67,8 @@ type (
 		netip.Addr
 		Name string
 	}
-	// wrapped has its own, beside those of an embedded type.
-	wrapped struct {
+	// enveloped has its own, beside those of an embedded type.
+	enveloped struct {
 		netip.Addr
 		Name string
 	}
@@ -85,11 +85,11 @@ func (l *level) UnmarshalText(b []byte) error {
 	return nil
 }
 
-func (w wrapped) AppendBinary(dst []byte) ([]byte, error) {
+func (w enveloped) AppendBinary(dst []byte) ([]byte, error) {
 	return append(dst, w.Name...), nil
 }
 
-func (w *wrapped) UnmarshalBinary(b []byte) error {
+func (w *enveloped) UnmarshalBinary(b []byte) error {
 	w.Name = string(b)
 	return nil
 }
@@ -131,7 +131,7 @@ func TestDerivedSignatures(t *testing.T) {
 		{derived[level], "text(github.com/emd-go/emd.level)"},
 		{derived[map[string]level], "map[string]text(github.com/emd-go/emd.level)"},
 		{derived[stamped], "struct{Addr binary(net/netip.Addr); Name string}"},
-		{derived[wrapped], "binary(github.com/emd-go/emd.wrapped)"},
+		{derived[enveloped], "binary(github.com/emd-go/emd.enveloped)"},
 		{derived[struct{ S shout }], "struct{S string}"},
 		{derived[struct {
 			_ []chan int

@@ -2,12 +2,10 @@ package emd
 
 import (
 	"bytes"
-	"compress/flate"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
-	"io"
 	"iter"
 	"math"
 	"math/big"
@@ -380,7 +378,7 @@ func dynCodecFor(sig string) dynCodec {
 func (c *dynCodec) decode(src []byte) (any, error) {
 	for range c.flates {
 		var err error
-		if src, err = inflated(src); err != nil {
+		if src, err = inflate(nil, src); err != nil {
 			return nil, err
 		}
 	}
@@ -402,27 +400,6 @@ func (c *dynCodec) zero() (any, error) {
 	}
 	d := dynDecoder{zero: true, room: spareValues}
 	return d.value(c.typ)
-}
-
-// inflated returns what the codec of Flate has compressed: its length as a
-// uvarint and a DEFLATE stream.
-func inflated(src []byte) ([]byte, error) {
-	n, w := uvarint(src)
-	// A byte of DEFLATE expands to at most 1032.
-	if w == 0 || n > maxValueSize || n/1032 > uint64(len(src)) {
-		return nil, corrupt("%d compressed bytes", len(src))
-	}
-	in := bytes.NewReader(src[w:])
-	r := flate.NewReader(in)
-	var out bytes.Buffer
-	m, err := io.Copy(&out, io.LimitReader(r, int64(n)+1))
-	if err != nil {
-		return nil, corrupt("compressed value: %v", err)
-	}
-	if uint64(m) != n || in.Len() != 0 {
-		return nil, corrupt("compressed value: of another length than %d", n)
-	}
-	return out.Bytes(), nil
 }
 
 // uvarint returns the minimal uvarint that b begins with, and its size; 0 if
