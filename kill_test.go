@@ -189,6 +189,9 @@ func (c *childProcess) until(said []string, last string) []string {
 // lookInto opens the file that a killed child left: mostly as a writer, which recovers it, sometimes read-only, so that
 // the next child recovers it, and sometimes a copy of it.
 func lookInto(t *testing.T, path string, round int, look func(a *Arena, readOnly bool)) {
+	if _, err := os.Stat(path); os.IsNotExist(err) {
+		return // killed before the file had its name
+	}
 	opts := Options{NoSync: true}
 	at := path
 	switch round % 4 {
@@ -197,9 +200,6 @@ func lookInto(t *testing.T, path string, round int, look func(a *Arena, readOnly
 	case 2:
 		at = crashImage(t, path)
 		defer removeImage(at)
-	}
-	if _, err := os.Stat(path); os.IsNotExist(err) {
-		return // killed before the file had its name
 	}
 	a, err := openWith(at, &opts, killLimits(uint64(round)))
 	require.NoError(t, err, "opening what a kill left")
