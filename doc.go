@@ -101,7 +101,11 @@
 // [Codec] in [ListOptions] or [DictOptions]; without one, opening is
 // [ErrUnsupportedType]. A container keeps the signature of its types, such as
 // struct{Addr uint64; Size uint32}, or the name of the codec; opening it
-// with others is [ErrTypeMismatch].
+// with others is [ErrTypeMismatch]. [MigrateList] and [MigrateDict] give a
+// container another type.
+//
+// Ready-made codecs are [JSON] and [Gob], and, around other codecs, [Flate],
+// which compresses, and [Sealed], which encrypts.
 //
 // Two keys are equal when their encodings are. For floating point that
 // means: -0 equals +0, and all NaNs are one key.
