@@ -53,6 +53,8 @@ type Arena struct {
 	openMu  sync.Mutex
 	open    map[string]container // guarded by openMu
 
+	hiddenNames int // used so far, see hiddenPrefix; guarded by catMu
+
 	faultMu    sync.Mutex
 	faultCount uint64
 	firstFault error
@@ -430,6 +432,8 @@ func (a *Arena) rollbackNow() error {
 		return err
 	}
 	a.rollbacks.Add(1)
+	a.catMu.Lock()
+	defer a.catMu.Unlock()
 	return a.rollback()
 }
 
@@ -758,28 +762,33 @@ func goroutineID() int64 {
 	return id
 }
 
-// opError gives an error its place, and lets a running Update know. An error
-// that has one already keeps it.
+// opError gives an error its place, and lets a running Update know.
 func (a *Arena) opError(op string, h *handle, off int64, err error) error {
 	if err == nil {
 		return nil
 	}
-	var e *Error
-	if !errors.As(err, &e) {
-		if off == 0 {
-			off = offsetOf(err)
-		}
-		e = &Error{Op: op, Path: a.path, Offset: off, Err: err}
-		if h != nil {
-			e.Container = h.name
-		}
-		err = e
-	}
+	err = a.placed(op, h, off, err)
 	// Another goroutine that uses what is dropped or closed changes nothing.
 	if a.updater.Load() != 0 && (!errors.Is(err, ErrClosed) || a.inUpdate()) {
 		a.updateErr.CompareAndSwap(nil, &err)
 	}
 	return err
+}
+
+// placed gives an error its place. One that has a place already keeps it.
+func (a *Arena) placed(op string, h *handle, off int64, err error) error {
+	var e *Error
+	if errors.As(err, &e) {
+		return err
+	}
+	if off == 0 {
+		off = offsetOf(err)
+	}
+	e = &Error{Op: op, Path: a.path, Offset: off, Err: err}
+	if h != nil {
+		e.Container = h.name
+	}
+	return e
 }
 
 // fault keeps what ended an iterator early: in its container, in the arena,

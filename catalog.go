@@ -20,6 +20,9 @@ import (
 //
 // kind is 'l' or 'd', header the container's header page; the signatures of
 // key and value are texts, their lengths uvarints.
+//
+// hiddenPrefix and a number are the name of a container which a migration
+// builds, or has left unfinished. Programs neither see nor open it.
 const (
 	entryKindOff   = 0
 	entryHeaderOff = 4
@@ -27,6 +30,8 @@ const (
 
 	kindList = "list"
 	kindDict = "dict"
+
+	hiddenPrefix = "\x00migrating\x00"
 )
 
 // A container is what an arena holds under a name. Its methods are called
@@ -36,8 +41,10 @@ type container interface {
 	base() *handle
 	lock() // all writer locks
 	unlock()
-	turnAway() // readers fail their validation until readmit
+	turnAway() // readers fail their validation until readmit; twice is once
 	readmit()
+	claim(by *claim) // keep all writers away until disclaim, once callbacks at work have ended
+	disclaim(by *claim)
 	flush()                  // gate closed: write cached counters to the header page
 	create() (pageNo, error) // locked, the gate open: build an empty structure
 	load(h pageNo) error     // locked: forget caches, read header page h; 0: not in the file
@@ -131,6 +138,9 @@ func (a *Arena) openContainer(c container, mustExist bool) (container, error) {
 	h := c.base()
 	if h.name == "" {
 		return nil, errors.New("a container needs a name")
+	}
+	if strings.HasPrefix(h.name, hiddenPrefix) {
+		return nil, fmt.Errorf("names that begin with %q are reserved", hiddenPrefix)
 	}
 	if len(h.name) > maxKeySize {
 		return nil, fmt.Errorf("%w: name of %d bytes, at most %d", ErrTooLarge, len(h.name), maxKeySize)
@@ -388,6 +398,9 @@ func (a *Arena) infos() (infos []Info, err error) {
 	defer a.catMu.Unlock()
 	var failed error
 	err = a.catalog.eachBytes(func(key, val []byte) bool {
+		if strings.HasPrefix(string(key), hiddenPrefix) {
+			return true
+		}
 		var info Info
 		if info, failed = a.info(string(key), val); failed == nil {
 			infos = append(infos, info)
@@ -434,19 +447,34 @@ func (a *Arena) Drop(name string) error {
 	}
 	a.turn.Lock()
 	defer a.turn.Unlock()
-	return a.opError("drop", &handle{name: name}, 0, a.drop(name))
+	return a.opError("drop", &handle{name: name}, 0, a.dropNamed(name))
 }
 
-func (a *Arena) drop(name string) error {
+func (a *Arena) dropNamed(name string) error {
+	if strings.HasPrefix(name, hiddenPrefix) {
+		return ErrNoContainer
+	}
 	if err := a.writable(); err != nil {
 		return err
 	}
 	// Freeing changes the bitmaps of the allocator, not what is freed.
-	if a.space.private.Load()+createCost > a.limit && !a.opts.NoAutoCommit {
-		if err := a.ownCommit(); err != nil {
-			return err
-		}
+	if err := a.makeRoom(); err != nil {
+		return err
 	}
+	return a.drop(name)
+}
+
+// makeRoom makes room for a change of the catalogue, where admit would wait for
+// the turn, which the caller holds.
+func (a *Arena) makeRoom() error {
+	if a.space.private.Load()+createCost <= a.limit || a.opts.NoAutoCommit {
+		return nil
+	}
+	return a.ownCommit()
+}
+
+// drop is Drop for whoever holds the turn and has made room.
+func (a *Arena) drop(name string) error {
 	a.catMu.Lock()
 	defer a.catMu.Unlock()
 	b, ok, err := a.catalog.getBytes([]byte(name))

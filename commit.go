@@ -441,12 +441,11 @@ func (l *redoLog) records(id fileID) ([]record, error) {
 }
 
 // rollback brings memory back to the last commit (R17): each changed page gets
-// the bytes of the file, then those of the live log. The caller holds turn.
+// the bytes of the file, then those of the live log. The caller holds turn and
+// catMu.
 func (a *Arena) rollback() error {
 	a.io.Lock()
 	defer a.io.Unlock()
-	a.catMu.Lock()
-	defer a.catMu.Unlock()
 	all := append(a.registered(), a.meta)
 	a.gate.closeAll(all)
 	defer a.gate.open()

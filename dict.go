@@ -77,7 +77,7 @@ func (d *dict) unlock() {
 // none. The caller holds all locks.
 func (d *dict) busyStripe() *stripe {
 	for i := range d.held.stripes {
-		if l := &d.held.stripes[i]; len(l.busy) != 0 {
+		if l := &d.held.stripes[i]; l.isBusy(0, ^uint64(0)) {
 			return l
 		}
 	}
@@ -494,7 +494,7 @@ func (d *dict) leave(seg *segment, err error, by *hold) error {
 	emptied := seg.emptied
 	seg.emptied = false
 	if by != nil && by.lo == by.hi {
-		seg.clearBusy(by.lo, by.hi)
+		seg.clearBusy(by.lo, by.hi, nil)
 		by.released = true
 	}
 	seg.mu.Unlock()
@@ -1180,7 +1180,7 @@ func (d *dict) holdKey(h uint64, key, dst []byte) (by hold, val []byte, ok bool,
 	if err != nil {
 		return by, dst, false, err
 	}
-	seg.setBusy(h, h)
+	seg.setBusy(h, h, nil)
 	return by, dst, ok, nil
 }
 
@@ -1198,11 +1198,11 @@ func (d *dict) holdBucket(h uint64) (hold, error) {
 			hi = h | ^uint64(0)>>b.depth()
 		}
 		if seg.isBusy(h, hi) {
-			seg.idle.Wait()
+			seg.wait()
 			seg.mu.Unlock()
 			continue
 		}
-		seg.setBusy(h, hi)
+		seg.setBusy(h, hi, nil)
 		by := hold{lo: h, hi: hi, epoch: d.epoch.Load()}
 		seg.mu.Unlock()
 		return by, nil
@@ -1216,12 +1216,48 @@ func (d *dict) release(by *hold) {
 		t.eachStripe(by.lo, by.hi, func(l *stripe, lo, hi uint64) {
 			l.mu.Lock()
 			if l.isBusy(lo, hi) {
-				l.clearBusy(lo, hi)
+				l.clearBusy(lo, hi, nil)
 			}
 			l.mu.Unlock()
 		})
 		// A table that took the place of t meanwhile has the range from it.
 		by.released = d.table.Load() == t
+	}
+}
+
+// claim makes stripe after stripe busy. Nobody who waits for a later one keeps
+// an earlier one busy, but for other claims, which go the same way.
+func (d *dict) claim(by *claim) {
+	for lo := uint64(0); ; {
+		t, seg := d.lockSegment(lo, true)
+		hi := lo | ^uint64(0)>>min(t.bits, maxStripeBits)
+		if seg.isBusy(lo, hi) {
+			seg.wait()
+			seg.mu.Unlock()
+			continue
+		}
+		seg.setBusy(lo, hi, by)
+		seg.mu.Unlock()
+		if hi == ^uint64(0) {
+			return
+		}
+		lo = hi + 1
+	}
+}
+
+func (d *dict) disclaim(by *claim) {
+	for {
+		t := d.table.Load()
+		t.eachStripe(0, ^uint64(0), func(l *stripe, lo, hi uint64) {
+			l.mu.Lock()
+			if len(l.busy) != 0 {
+				l.clearBusy(lo, hi, by)
+			}
+			l.mu.Unlock()
+		})
+		if d.table.Load() == t { // another that took its place has the ranges from it
+			return
+		}
 	}
 }
 

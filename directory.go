@@ -149,7 +149,7 @@ func (d *dict) setTable(t *segmentTable) {
 	if old != nil {
 		for i := range old.stripes {
 			for _, b := range old.stripes[i].busy {
-				t.eachStripe(b.lo, b.hi, func(l *stripe, lo, hi uint64) { l.setBusy(lo, hi) })
+				t.eachStripe(b.lo, b.hi, func(l *stripe, lo, hi uint64) { l.setBusy(lo, hi, b.by) })
 			}
 		}
 	}

@@ -113,7 +113,11 @@
 // with others is [ErrTypeMismatch], which tells what differs. Renaming a type is no
 // change; renaming, moving or changing a field is. So a file describes itself:
 // [Arena.Entries] reads any container without the types of the program that wrote it, and
-// [AppendJSON] prints what it yields.
+// [AppendJSON] prints what it yields. [MigrateList] and [MigrateDict] give a container
+// another type.
+//
+// Ready-made codecs are [JSON] and [Gob], and, around other codecs, [Flate],
+// which compresses, and [Sealed], which encrypts.
 //
 // Two keys are equal when their encodings are. For floating point that
 // means: -0 equals +0, and all NaNs are one key; for times, that instant and zone offset

@@ -64,6 +64,9 @@ const (
 // codec of the caller's is [ErrUnsupportedType]. Opening a name again gives
 // another handle to the same dict. The cost does not depend on its size.
 func Dict[K comparable, V any](a *Arena, name string, opts *DictOptions[K, V]) (*EMDict[K, V], error) {
+	if opts == nil {
+		opts = &DictOptions[K, V]{}
+	}
 	d, err := openDict(a, name, opts)
 	if err != nil {
 		return nil, a.opError("open", &handle{name: name}, 0, err)
@@ -72,31 +75,37 @@ func Dict[K comparable, V any](a *Arena, name string, opts *DictOptions[K, V]) (
 }
 
 func openDict[K comparable, V any](a *Arena, name string, opts *DictOptions[K, V]) (*EMDict[K, V], error) {
-	var o DictOptions[K, V]
-	if opts != nil {
-		o = *opts
-	}
-	if err := checkKeyCodec(o.KeyCodec); err != nil {
-		return nil, err
-	}
-	key, err := keyCodecFor(o.KeyCodec)
+	d, err := newEMDict(a, name, opts)
 	if err != nil {
 		return nil, err
 	}
-	val, err := codecFor(o.ValueCodec)
+	c, err := a.openContainer(d.d, opts.MustExist)
+	if err != nil {
+		return nil, err
+	}
+	if made := d.d; *c.(*dict).layout != *made.layout {
+		return nil, fmt.Errorf("%w: codec %s or %s has the name of another encoding", ErrTypeMismatch, made.key, made.value)
+	}
+	d.d = c.(*dict)
+	return d, nil
+}
+
+// newEMDict returns a handle to a dict that is not open yet.
+func newEMDict[K comparable, V any](a *Arena, name string, opts *DictOptions[K, V]) (*EMDict[K, V], error) {
+	if err := checkKeyCodec(opts.KeyCodec); err != nil {
+		return nil, err
+	}
+	key, err := keyCodecFor(opts.KeyCodec)
+	if err != nil {
+		return nil, err
+	}
+	val, err := codecFor(opts.ValueCodec)
 	if err != nil {
 		return nil, err
 	}
 	core := newDict(a, key.size, val.size)
 	core.name, core.kind, core.key, core.value = name, kindDict, key.sig, val.sig
-	c, err := a.openContainer(core, o.MustExist)
-	if err != nil {
-		return nil, err
-	}
-	d := &EMDict[K, V]{d: c.(*dict), key: key, val: val}
-	if *d.d.layout != *core.layout {
-		return nil, fmt.Errorf("%w: codec %s or %s has the name of another encoding", ErrTypeMismatch, key.sig, val.sig)
-	}
+	d := &EMDict[K, V]{d: core, key: key, val: val}
 	d.words = key.raw && key.size == 8 && val.raw && val.size == 8
 	return d, nil
 }

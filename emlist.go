@@ -60,19 +60,29 @@ func List[T any](a *Arena, name string, opts *ListOptions[T]) (*EMList[T], error
 }
 
 func openList[T any](a *Arena, name string, opts *ListOptions[T]) (*EMList[T], error) {
-	codec, err := codecFor(opts.Codec)
+	e, err := newEMList(a, name, opts)
 	if err != nil {
 		return nil, err
 	}
-	made := newList(a, name, codec.sig, codec.size)
-	c, err := a.openContainer(made, opts.MustExist)
+	c, err := a.openContainer(e.l, opts.MustExist)
 	if err != nil {
 		return nil, err
 	}
 	l := c.(*list)
-	if l.width != made.width || l.refs != made.refs {
-		return nil, fmt.Errorf("%w: codec %s has the name of another encoding", ErrTypeMismatch, codec.sig)
+	if l.width != e.l.width || l.refs != e.l.refs {
+		return nil, fmt.Errorf("%w: codec %s has the name of another encoding", ErrTypeMismatch, e.codec.sig)
 	}
+	e.l = l
+	return e, nil
+}
+
+// newEMList returns a handle to a list that is not open yet.
+func newEMList[T any](a *Arena, name string, opts *ListOptions[T]) (*EMList[T], error) {
+	codec, err := codecFor(opts.Codec)
+	if err != nil {
+		return nil, err
+	}
+	l := newList(a, name, codec.sig, codec.size)
 	raw := codec.raw && !l.refs
 	return &EMList[T]{l: l, codec: codec, raw: raw, word: raw && l.word && isScalar[T]()}, nil
 }

@@ -1,6 +1,7 @@
 package emd_test
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -404,6 +405,69 @@ func ExampleCodec() {
 	// Output:
 	// emd_test.Square 4.00
 	// emd_test.Circle 3.14
+}
+
+// Users were numbers once. The program takes files from those days as well.
+func ExampleMigrateDict() {
+	defer inTempFolder()()
+
+	arena, err := emd.Open("users.emd", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer arena.Close()
+	old, err := emd.Dict[uint32, uint64](arena, "last seen", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := old.Set(7, 1700000000); err != nil {
+		log.Fatal(err)
+	}
+
+	named := func(id uint32, seen uint64) (string, uint64, error) { return fmt.Sprint("user ", id), seen, nil }
+	for range 2 { // at each start: the second time there is nothing to do
+		if err := emd.MigrateDict(context.Background(), arena, "last seen", nil, nil, named, nil); err != nil {
+			log.Fatal(err)
+		}
+	}
+	users, err := emd.Dict[string, uint64](arena, "last seen", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	seen, ok, err := users.Get("user 7")
+	fmt.Println(seen, ok, err)
+
+	// Output:
+	// 1700000000 true <nil>
+}
+
+// Values compressed, then encrypted. The key comes from elsewhere.
+func ExampleSealed() {
+	defer inTempFolder()()
+
+	key := make([]byte, 32)
+	secret, err := emd.Sealed(emd.Flate(emd.JSON[[]string]()), key)
+	if err != nil {
+		log.Fatal(err)
+	}
+	arena, err := emd.Open("notes.emd", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer arena.Close()
+	notes, err := emd.List(arena, "notes", &emd.ListOptions[[]string]{Codec: secret})
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := notes.Append([]string{"the cake", "is in the oven"}); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(secret.Name())
+	fmt.Println(notes.Get(0))
+
+	// Output:
+	// sealed(flate(json))
+	// [the cake is in the oven] <nil>
 }
 
 // inTempFolder makes a new folder the current one, so that the examples can

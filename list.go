@@ -500,14 +500,26 @@ type holding struct{ epoch, first, end uint64 }
 func (l *list) hold() holding {
 	l.writer.lockRange(0, math.MaxUint64)
 	defer l.writer.mu.Unlock()
-	l.writer.setBusy(0, math.MaxUint64)
+	l.writer.setBusy(0, math.MaxUint64, nil)
 	return holding{l.epoch.Load(), l.first.Load(), l.end.Load()}
 }
 
 func (l *list) release() {
 	l.writer.mu.Lock()
 	defer l.writer.mu.Unlock()
-	l.writer.clearBusy(0, math.MaxUint64)
+	l.writer.clearBusy(0, math.MaxUint64, nil)
+}
+
+func (l *list) claim(by *claim) {
+	l.writer.lockRange(0, math.MaxUint64)
+	defer l.writer.mu.Unlock()
+	l.writer.setBusy(0, math.MaxUint64, by)
+}
+
+func (l *list) disclaim(by *claim) {
+	l.writer.mu.Lock()
+	defer l.writer.mu.Unlock()
+	l.writer.clearBusy(0, math.MaxUint64, by)
 }
 
 // overtaken returns why a change that began with h cannot go on.
@@ -746,8 +758,14 @@ func newListFromFile(h *handle) container {
 func (l *list) base() *handle { return &l.handle }
 func (l *list) lock()         { l.writer.mu.Lock() }
 func (l *list) unlock()       { l.writer.mu.Unlock() }
-func (l *list) turnAway()     { l.shape.begin() }
-func (l *list) readmit()      { l.shape.end() }
+
+func (l *list) turnAway() {
+	if !l.shape.changing() {
+		l.shape.begin()
+	}
+}
+
+func (l *list) readmit() { l.shape.end() }
 
 // flush writes the bounds to the header page.
 func (l *list) flush() {

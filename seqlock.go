@@ -57,13 +57,25 @@ type writerLock struct {
 }
 
 // A busyRange is the closed interval of hashes that a callback works on.
-type busyRange struct{ lo, hi uint64 }
+type busyRange struct {
+	lo, hi uint64
+	by     *claim // nil: a callback on a single element or bucket
+}
+
+// A claim keeps all writers away from a container while callbacks work on the
+// whole of it, which may take hours and ends with waiting for the arena's turn.
+// A writer inside an Update has that turn: so the claim yields to it, counts no
+// more, and whoever has it must give up. The others wait.
+type claim struct {
+	a       *Arena
+	yielded atomic.Bool
+}
 
 // lockRange takes the lock once nothing in [lo, hi] is busy.
 func (l *writerLock) lockRange(lo, hi uint64) {
 	l.mu.Lock()
 	for l.isBusy(lo, hi) {
-		l.idle.Wait()
+		l.wait()
 	}
 }
 
@@ -77,29 +89,41 @@ func (l *writerLock) lockKey(h uint64) {
 
 func (l *writerLock) waitKey(h uint64) {
 	for l.isBusy(h, h) {
-		l.idle.Wait()
+		l.wait()
 	}
+}
+
+// wait waits, if need be, for a range to leave busy. The caller holds the
+// lock, and looks again.
+func (l *writerLock) wait() {
+	for _, b := range l.busy {
+		if b.by != nil && !b.by.yielded.Load() && b.by.a.inUpdate() {
+			b.by.yielded.Store(true)
+			return // nothing else is busy where a claim was made
+		}
+	}
+	l.idle.Wait()
 }
 
 // setBusy makes [lo, hi] busy. The caller holds the lock, and nothing in the
 // range is busy.
-func (l *writerLock) setBusy(lo, hi uint64) {
+func (l *writerLock) setBusy(lo, hi uint64, by *claim) {
 	if l.idle == nil {
 		l.idle = sync.NewCond(&l.mu)
 	}
-	l.busy = append(l.busy, busyRange{lo, hi})
+	l.busy = append(l.busy, busyRange{lo, hi, by})
 }
 
 // clearBusy takes [lo, hi] out again, which may have come to be several ranges.
 // The caller holds the lock.
-func (l *writerLock) clearBusy(lo, hi uint64) {
-	l.busy = slices.DeleteFunc(l.busy, func(b busyRange) bool { return lo <= b.lo && b.hi <= hi })
+func (l *writerLock) clearBusy(lo, hi uint64, by *claim) {
+	l.busy = slices.DeleteFunc(l.busy, func(b busyRange) bool { return lo <= b.lo && b.hi <= hi && b.by == by })
 	l.idle.Broadcast()
 }
 
 func (l *writerLock) isBusy(lo, hi uint64) bool {
 	for _, b := range l.busy {
-		if b.lo <= hi && lo <= b.hi {
+		if b.lo <= hi && lo <= b.hi && (b.by == nil || !b.by.yielded.Load()) {
 			return true
 		}
 	}
