@@ -83,10 +83,11 @@ func openDict[K comparable, V any](a *Arena, name string, opts *DictOptions[K, V
 	if err != nil {
 		return nil, err
 	}
-	if made := d.d; *c.(*dict).layout != *made.layout {
-		return nil, fmt.Errorf("%w: codec %s or %s has the name of another encoding", ErrTypeMismatch, made.key, made.value)
+	core := c.(*dict)
+	if *core.layout != *d.d.layout {
+		return nil, fmt.Errorf("%w: codec %s or %s has the name of another encoding", ErrTypeMismatch, d.key.sig, d.val.sig)
 	}
-	d.d = c.(*dict)
+	d.d = core
 	return d, nil
 }
 

@@ -308,7 +308,13 @@ func (m *migration) check() error {
 func convertList[Old, New any](m *migration, old *EMList[Old], made *EMList[New], fn func(Old) (New, error)) error {
 	s := newScratch()
 	defer s.done()
-	n := 0 // elements in s
+	waiting := 0 // elements in s
+	flush := func() error {
+		err := made.l.appendPiece(s.piece(made.l, waiting), false)
+		s.reset()
+		waiting = 0
+		return err
+	}
 	convert := func(i int, v Old) error {
 		if err := m.next(); err != nil {
 			return err
@@ -320,23 +326,20 @@ func convertList[Old, New any](m *migration, old *EMList[Old], made *EMList[New]
 		if err != nil {
 			return fmt.Errorf("element %d: %w", i, err)
 		}
-		if n++; n < maxEncoded && len(s.b) < maxScratch {
+		if waiting++; waiting < maxEncoded && len(s.b) < maxScratch {
 			return nil
 		}
-		err = made.l.appendPiece(s.piece(made.l, n), false)
-		s.reset()
-		n = 0
-		return err
+		return flush()
 	}
 	var failed error
 	err := old.visit(0, int(m.total), 1, func(i int, v Old) bool {
 		failed = convert(i, v)
 		return failed == nil
 	})
-	if err = errors.Join(err, failed); err != nil || n == 0 {
+	if err = errors.Join(err, failed); err != nil || waiting == 0 {
 		return err
 	}
-	return made.l.appendPiece(s.piece(made.l, n), false)
+	return flush()
 }
 
 // convertDict stores in made what fn makes of the entries of old.
@@ -369,14 +372,13 @@ func convertDict[K1 comparable, V1 any, K2 comparable, V2 any](m *migration, old
 }
 
 // keyText returns a key as errors show it.
-func keyText(k any) string {
-	const most = 100
+func keyText[K any](k K) string {
 	text := fmt.Sprint(k)
-	if len(text) > most {
-		text = text[:most]
+	if reflect.TypeFor[K]().Kind() == reflect.String {
+		text = strconv.Quote(text)
 	}
-	if reflect.TypeOf(k).Kind() == reflect.String {
-		return strconv.Quote(text)
+	if len(text) > maxNamed {
+		text = text[:maxNamed] + "..."
 	}
 	return text
 }

@@ -744,6 +744,15 @@ func TestMigrateKilled(t *testing.T) {
 			require.NoError(t, crashed.verify())
 			require.NoError(t, readOld(crashed, "list", n))
 			require.NoError(t, readOld(crashed, "dict", n))
+			for name := range map[string]bool{hiddenPrefix + "1": true, "none": true} {
+				require.ErrorIs(t, crashed.View(func() error {
+					for range crashed.Entries(name) {
+						require.Fail(t, "entries of what is hidden")
+					}
+					return nil
+				}), ErrNoContainer)
+			}
+			crashed.Err()
 			// A Rollback brings back what the next migration, of the other kind, has dropped.
 			roll := func() error { return crashed.Rollback() }
 			err := errors.Join(
