@@ -244,6 +244,9 @@ func (a *Arena) openUntyped(name string) (container, error) {
 	if a.closed() {
 		return nil, ErrClosed
 	}
+	if strings.HasPrefix(name, hiddenPrefix) {
+		return nil, ErrNoContainer
+	}
 	if c := a.opened(name); c != nil {
 		if c.base().absent.Load() {
 			return nil, ErrNoContainer

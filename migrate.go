@@ -369,14 +369,13 @@ func convertDict[K1 comparable, V1 any, K2 comparable, V2 any](m *migration, old
 }
 
 // keyText returns a key as errors show it.
-func keyText(k any) string {
-	const most = 100
+func keyText[K any](k K) string {
 	text := fmt.Sprint(k)
-	if len(text) > most {
-		text = text[:most]
+	if reflect.TypeFor[K]().Kind() == reflect.String {
+		text = strconv.Quote(text)
 	}
-	if reflect.TypeOf(k).Kind() == reflect.String {
-		return strconv.Quote(text)
+	if len(text) > maxNamed {
+		text = text[:maxNamed] + "..."
 	}
 	return text
 }
