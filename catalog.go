@@ -332,7 +332,17 @@ func (a *Arena) unregister(name string) {
 func (a *Arena) reload(all []container) error {
 	var failed error
 	for _, c := range all {
-		if err := a.reloadOne(c); err != nil {
+		err := a.reloadOne(c)
+		if errors.Is(err, ErrTypeMismatch) {
+			// Made since the last commit, in the place of one that was dropped
+			// and is there again: now this one is gone.
+			h := c.base()
+			h.state.Store(stateDropped)
+			h.epoch.Add(1)
+			a.unregister(h.name)
+			continue
+		}
+		if err != nil {
 			failed = errors.Join(failed, err)
 			continue
 		}
@@ -356,8 +366,8 @@ func (a *Arena) reloadOne(c container) error {
 	return c.load(hdr)
 }
 
-// findHeader looks a container up after a rollback. One that was dropped and
-// made anew as another type since the last commit is not that of the handle.
+// findHeader looks a container up after a rollback. ErrTypeMismatch: the name
+// has another, of another type.
 func (a *Arena) findHeader(h *handle) (pageNo, error) {
 	b, ok, err := a.catalog.getBytes([]byte(h.name))
 	if err != nil || !ok {

@@ -1164,6 +1164,35 @@ func TestOthersWaitForUpdate(t *testing.T) {
 	}
 }
 
+// A Rollback brings a dropped container back although another of its name, of
+// another type, has come meanwhile: that one is gone then.
+func TestRollbackAcrossTypes(t *testing.T) {
+	a := testArena(t, testOptions{})
+	d, err := Dict[uint64, uint64](a, "x", nil)
+	require.NoError(t, err)
+	require.NoError(t, d.Set(1, 2))
+	require.NoError(t, a.Sync())
+	for range 2 {
+		require.NoError(t, a.Drop("x"))
+		l, err := List[string](a, "x", nil)
+		require.NoError(t, err)
+		require.NoError(t, l.Append("a"))
+		require.NoError(t, a.Rollback())
+		_, err = l.Get(0)
+		require.ErrorIs(t, err, ErrClosed)
+		require.ErrorIs(t, l.Append("b"), ErrClosed)
+		require.Zero(t, l.Len())
+		d, err = Dict[uint64, uint64](a, "x", &DictOptions[uint64, uint64]{MustExist: true})
+		require.NoError(t, err)
+		v, ok, err := d.Get(1)
+		require.NoError(t, err)
+		require.True(t, ok)
+		require.EqualValues(t, 2, v)
+		require.NoError(t, d.Set(3, 4))
+		require.NoError(t, a.Sync())
+	}
+}
+
 // TestHandles checks handles after Drop and after a Rollback past the creation of their container.
 func TestHandles(t *testing.T) {
 	t.Parallel()

@@ -314,6 +314,18 @@ func TestMigrateTwiceTheKey(t *testing.T) {
 	requireOld(t, a, 100)
 }
 
+// TestMigrateNilKey has keys of an interface type, nil among them.
+func TestMigrateNilKey(t *testing.T) {
+	a := testArena(t, testOptions{})
+	from := &DictOptions[any, int]{KeyCodec: JSON[any]()}
+	d, err := Dict(a, "d", from)
+	require.NoError(t, err)
+	require.NoError(t, d.Set(nil, 1))
+	err = MigrateDict(context.Background(), a, "d", from, nil, func(any, int) (string, int, error) { return "", 0, errOfFn }, nil)
+	isError(t, err, a.path, errOfFn)
+	require.ErrorContains(t, err, "<nil>")
+}
+
 // TestMigrateNoAutoCommit checks that the limit holds, and that new space does not count.
 func TestMigrateNoAutoCommit(t *testing.T) {
 	o := tiny()
@@ -744,15 +756,13 @@ func TestMigrateKilled(t *testing.T) {
 			require.NoError(t, crashed.verify())
 			require.NoError(t, readOld(crashed, "list", n))
 			require.NoError(t, readOld(crashed, "dict", n))
-			for name := range map[string]bool{hiddenPrefix + "1": true, "none": true} {
-				require.ErrorIs(t, crashed.View(func() error {
-					for range crashed.Entries(name) {
-						require.Fail(t, "entries of what is hidden")
-					}
-					return nil
-				}), ErrNoContainer)
-			}
-			crashed.Err()
+			require.ErrorIs(t, crashed.View(func() error {
+				for range crashed.Entries(hiddenPrefix + "1") {
+					require.Fail(t, "entries of what is hidden")
+				}
+				return nil
+			}), ErrNoContainer)
+			_ = crashed.Err()
 			// A Rollback brings back what the next migration, of the other kind, has dropped.
 			roll := func() error { return crashed.Rollback() }
 			err := errors.Join(
