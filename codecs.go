@@ -142,15 +142,10 @@ func (c *flateCodec[T]) notForKeys() string {
 func (c *flateCodec[T]) Append(dst []byte, v T) ([]byte, error) {
 	s := newScratch()
 	defer s.done()
-	b, err := c.inner.Append(s.b, v)
-	if err != nil {
+	if err := encodeInner(s, c.inner, v); err != nil {
 		return nil, err
 	}
-	s.b = b
-	if len(b) > maxValueSize {
-		return nil, fmt.Errorf("%w: value of %d bytes, at most %d", ErrTooLarge, len(b), maxValueSize)
-	}
-	return deflate(dst, b)
+	return deflate(dst, s.b)
 }
 
 func (c *flateCodec[T]) Decode(src []byte) (v T, err error) {
@@ -160,6 +155,16 @@ func (c *flateCodec[T]) Decode(src []byte) (v T, err error) {
 		return v, err
 	}
 	return c.inner.Decode(s.b)
+}
+
+// encodeInner sets s.b to what a wrapped codec writes.
+func encodeInner[T any](s *scratch, inner Codec[T], v T) error {
+	b, err := inner.Append(s.b, v)
+	if err != nil {
+		return err
+	}
+	s.b = b
+	return checkSizes(nil, b)
 }
 
 // A deflater is a compressor to be used again: a new one takes a megabyte.
@@ -289,15 +294,10 @@ func (c *sealedCodec[T]) notForKeys() string { return "equal keys are sealed dif
 func (c *sealedCodec[T]) Append(dst []byte, v T) ([]byte, error) {
 	s := newScratch()
 	defer s.done()
-	b, err := c.inner.Append(s.b, v)
-	if err != nil {
+	if err := encodeInner(s, c.inner, v); err != nil {
 		return nil, err
 	}
-	s.b = b
-	if len(b) > maxValueSize {
-		return nil, fmt.Errorf("%w: value of %d bytes, at most %d", ErrTooLarge, len(b), maxValueSize)
-	}
-	return c.aead.Seal(dst, nil, b, c.bound), nil
+	return c.aead.Seal(dst, nil, s.b, c.bound), nil
 }
 
 func (c *sealedCodec[T]) Decode(src []byte) (v T, err error) {

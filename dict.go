@@ -605,7 +605,8 @@ func (d *dict) eachBytes(fn func(key, val []byte) bool) error {
 	return c.err
 }
 
-// changeInside is change with the lock held and the gate open. On error nothing has changed; errFanOut asks to fan out and try again.
+// changeInside is change with the lock held and the gate open. On error
+// nothing has changed; errFanOut asks to fan out and try again.
 func (d *dict) changeInside(t *segmentTable, seg *segment, kind changeKind, h uint64, key, val, dst []byte) (old []byte, was bool, err error) {
 	head := seg.bucket(t, h)
 	if kind != changeSet {
