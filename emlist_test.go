@@ -1599,3 +1599,43 @@ func BenchmarkEMList(b *testing.B) {
 	})
 	require.NotEqual(b, uint64(1), total)
 }
+
+// askedFS counts the bytes that are asked for ahead of loops.
+type askedFS struct {
+	fileSystem
+	asked *int64
+}
+
+type askedMapping struct {
+	mapping
+	asked *int64
+}
+
+func (f askedFS) Map(file file) mapping { return askedMapping{f.fileSystem.Map(file), f.asked} }
+
+func (m askedMapping) willNeed(p unsafe.Pointer, n int64) {
+	*m.asked += n
+	m.mapping.willNeed(p, n)
+}
+
+// A long loop asks for each page once, a short one and one that runs backwards for none.
+func TestEMListReadsAhead(t *testing.T) {
+	asked := int64(0)
+	a := testArena(t, testOptions{internalOptions: internalOptions{fs: askedFS{newOSFS(true, false), &asked}}})
+	l, err := List[uint64](a, "l", nil)
+	require.NoError(t, err)
+	const n = 1 << 20 // 8 MiB
+	require.NoError(t, l.Append(make([]uint64, n)...))
+	for range l.Range(5, 1000) {
+	}
+	for range l.Backward() {
+	}
+	require.Zero(t, asked)
+	for range l.All() {
+	}
+	require.InDelta(t, 8*n, asked, 64*pageSize)
+	asked = 0
+	_, err = l.CopyTo(make([]uint64, n), 0)
+	require.NoError(t, err)
+	require.InDelta(t, 8*n, asked, 64*pageSize)
+}
