@@ -523,17 +523,17 @@ func (d *simDisk) image(choices []simChoice, picks []int) *simDisk {
 }
 
 // images calls visit with what a power cut at this moment may leave. Up to limit possibilities, that is all of them, and it
-// returns true. Beyond, it visits at most about 2 limit of them:
+// returns true. Beyond, it visits some, so many of each kind as sample says:
 //
 //  1. Every subset of whole write calls: each call reached the disk or did not, its sectors together; all combinations of
-//     these with all lengths and names, as long as they are no more than limit; else limit of them at random.
+//     these with all lengths and names, as long as they are no more than sample; else sample of them at random.
 //  2. The sectors of the latest call, which is the one that the crash points before have not seen, with all before it lost and
 //     with all before it kept: torn after each of its sectors, and each of them alone lost, alone kept, alone noise.
-//  3. Sectors, lengths and names at random, each for itself, half as many as limit, mostly lost, mostly kept or anything.
+//  3. Sectors, lengths and names at random, each for itself, mostly lost, mostly kept or anything.
 //
 // The protocol's own cells, header slots, record headers and small records, are writes of one to a few sectors: where
 // they are pending alone or with each other they are always exhausted.
-func (d *simDisk) images(limit int, r *rand.Rand, visit func(*simDisk)) (complete bool) {
+func (d *simDisk) images(limit, sample int, r *rand.Rand, visit func(*simDisk)) (complete bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	choices := d.choices()
@@ -562,12 +562,12 @@ func (d *simDisk) images(limit int, r *rand.Rand, visit func(*simDisk)) (complet
 	}
 	total = 1
 	for _, u := range units {
-		total = min(total*u.options, limit+1)
+		total = min(total*u.options, sample+1)
 	}
-	if total <= limit {
+	if total <= sample {
 		everyPick(coarse, func(k int) int { return units[k].options }, func() { apply(); show() })
 	} else {
-		for range limit {
+		for range sample {
 			for u, unit := range units {
 				coarse[u] = r.IntN(unit.options)
 			}
@@ -598,7 +598,7 @@ func (d *simDisk) images(limit int, r *rand.Rand, visit func(*simDisk)) (complet
 			show()
 		}
 		// Of a very long write not each place, but places all over it.
-		step := max(1, len(torn)*8/limit)
+		step := max(1, len(torn)*8/sample)
 		for cut := r.IntN(step); cut < len(torn); cut += step {
 			before, here := func(k int) bool { return k < cut }, func(k int) bool { return k == cut }
 			not := func(is func(int) bool) func(int) bool { return func(k int) bool { return !is(k) } }
@@ -609,7 +609,7 @@ func (d *simDisk) images(limit int, r *rand.Rand, visit func(*simDisk)) (complet
 		}
 	}
 
-	for range limit / 2 {
+	for range sample {
 		keep := []int{2, 10, 50, 90, 98}[r.IntN(5)] // per cent
 		for c := range choices {
 			switch picks[c] = 0; {
@@ -972,7 +972,31 @@ func (m *simMapping) chunk(off, size, filed int64) (unsafe.Pointer, error) {
 	if err := m.ask("chunk"); err != nil {
 		return nil, err
 	}
-	return m.heapMapping.chunk(off, size, filed)
+	return m.memory(off, size, filed)
+}
+
+// simChunks are chunks of memory that were given back.
+var simChunks sync.Pool
+
+func (m *simMapping) memory(off, size, filed int64) (unsafe.Pointer, error) {
+	b, _ := simChunks.Get().([]byte)
+	if int64(len(b)) != size {
+		return m.heapMapping.chunk(off, size, filed)
+	}
+	clear(b[filed:])
+	m.chunks = append(m.chunks, b)
+	return unsafe.Pointer(unsafe.SliceData(b)), readWhole(m.f, b[:filed], off)
+}
+
+// close lets the memory be used again where nobody can be reading it late.
+func (m *simMapping) close() error {
+	if m.d.plain && !raceEnabled {
+		for _, b := range m.chunks {
+			simChunks.Put(b)
+		}
+		m.chunks = nil
+	}
+	return m.heapMapping.close()
 }
 
 func (m *simMapping) adopt(p unsafe.Pointer, n, off int64) error {
