@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"maps"
 	"math/rand/v2"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -34,6 +35,7 @@ type crashJudge struct {
 	history  []string // the state after each commit that has begun
 	acked    int      // the last one that must survive a power cut
 	returned int      // the last one that must survive the end of the process
+	lazy     bool     // commits do not wait for the disk
 
 	r             *rand.Rand
 	limit, sample int        // see simDisk.images
@@ -111,7 +113,7 @@ func (j *crashJudge) judge(img *simDisk, depth int, allowed []string, what strin
 		// Somebody may have seen that state, so it stays. But in the recovery of commits that nobody waited for, a torn
 		// write of fresh bytes costs the commit: see secureFresh.
 		still := []string{state}
-		if j.returned > j.acked && img.garbage {
+		if j.lazy && img.garbage {
 			still = allowed
 		}
 		j.recovery(again, depth+1, still, what)
@@ -257,7 +259,7 @@ func newCrashWorld(seed uint64, opts Options, j *crashJudge) *crashWorld {
 	w.opts.HashSeed, w.opts.DirtyLimit = seed+1, 1<<30 // given, so that nobody asks how much memory there is
 	w.now = crashContent{lists: map[string][]uint64{}, dicts: map[string]map[string]string{}}
 	w.last = w.now.clone()
-	j.open = w.visit
+	j.open, j.lazy = w.visit, opts.NoSync
 	j.begin(w.now.encode())
 	return w
 }
@@ -724,25 +726,26 @@ func (w *crashWorld) run(ops []crashOp) error {
 
 // TestCrash cuts the power at every change of the disk, of directed scripts and of random ones.
 func TestCrash(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(400)) // little is kept, much is thrown away
 	total := newCrashJudge(0, 0, 0, nil)
 	var mu sync.Mutex
 	one := func(t *testing.T, seed uint64, mode crashMode, script crashScript) {
 		t.Parallel()
-		j := newCrashJudge(seed, pick(0, 128, 16), pick(0, 24, 4), func(why string) { t.Fatal(why) })
-		j.deep, j.kills, j.care = [2]float64{0.002, 0.02}, 0.1, 0.25
+		j := newCrashJudge(seed, pick(0, 128, 16), pick(0, 8, 4), func(why string) { t.Fatal(why) })
+		j.deep, j.kills, j.care = [2]float64{0.002, 0.02}, 0.1, 0.2
 		if script.deep[0] != 0 {
 			j.deep, j.kills = script.deep, 0.5
 		}
 		switch {
 		case *crashScripts > 0:
-			j.limit, j.sample = 1024, 64
+			j.limit, j.sample = 512, 32
 		case raceEnabled: // many times slower, and races do not depend on where the power is cut
 			j.limit, j.sample, j.deep, j.kills = 2, 1, [2]float64{}, 0.02
-		case mode.name != crashModes[0].name:
-			j.limit, j.sample = j.limit/2, j.sample/2
+		case mode.name != crashModes[0].name || script.name == "":
+			j.limit, j.sample = j.limit/4, j.sample/2
 		}
 		require.NoError(t, newCrashWorld(seed, mode.opts, j).run(script.ops))
-		t.Log(j)
+		t.Log(t.Name(), j)
 		mu.Lock()
 		defer mu.Unlock()
 		total.add(j)

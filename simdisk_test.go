@@ -76,6 +76,7 @@ type simInode struct {
 	sizes   []int64                // since then
 	sectors map[int64][]simVersion // what the sectors written since then held, in order
 	calls   int                    // writes and the like since then
+	lost    bool                   // a sync has failed: the cache may show what the disk will never hold
 	locks   int                    // -1 exclusive
 }
 
@@ -279,9 +280,18 @@ func (d *simDisk) resize(i *simInode, size int64) {
 	}
 }
 
-// settle makes what programs see what the disk holds.
+// settle is a sync: what changed since the last one is on the disk now.
 func (i *simInode) settle() {
-	i.disk = i.cache.share()
+	if i.lost {
+		if len(i.sizes) > 0 {
+			i.disk.resize(i.cache.size)
+		}
+		for s := range i.sectors {
+			i.disk.setSector(s, i.cache.sector(s))
+		}
+	} else {
+		i.disk = i.cache.share()
+	}
 	i.sizes, i.sectors, i.calls = nil, nil, 0
 }
 
@@ -301,7 +311,7 @@ func (i *simInode) lose(loss simLoss) {
 	case loss.reached:
 		i.disk = cache.share()
 	}
-	i.sizes, i.sectors, i.calls = nil, nil, 0
+	i.sizes, i.sectors, i.calls, i.lost = nil, nil, 0, true
 	if loss.forgets {
 		i.cache = i.disk.share()
 	}
@@ -342,7 +352,7 @@ func (d *simDisk) kill() *simDisk {
 	inodes := map[*simInode]*simInode{nil: nil}
 	copied := func(i *simInode) *simInode {
 		if _, ok := inodes[i]; !ok {
-			n := &simInode{id: i.id, cache: i.cache.share(), disk: i.disk.share(), sizes: slices.Clone(i.sizes), sectors: maps.Clone(i.sectors), calls: i.calls}
+			n := &simInode{id: i.id, cache: i.cache.share(), disk: i.disk.share(), sizes: slices.Clone(i.sizes), sectors: maps.Clone(i.sectors), calls: i.calls, lost: i.lost}
 			for s, v := range n.sectors {
 				n.sectors[s] = slices.Clip(v)
 			}
