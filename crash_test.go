@@ -1,6 +1,7 @@
 package emd
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"flag"
@@ -311,7 +312,7 @@ func (w *crashWorld) visitReadOnly(d *simDisk) (state string, err error) {
 
 // goOn checks an arena that was opened after a crash, and whether it goes on working.
 func (w *crashWorld) goOn(a *Arena, d *simDisk, c crashContent) error {
-	if err := a.verify(); err != nil {
+	if err := a.Check(context.Background(), nil); err != nil {
 		return err
 	}
 	c.meta = "after"
@@ -326,7 +327,7 @@ func (w *crashWorld) goOn(a *Arena, d *simDisk, c crashContent) error {
 	if err == nil && again.encode() != c.encode() {
 		err = errors.New("other content when opened again")
 	}
-	return errors.Join(err, a.verify(), a.Close())
+	return errors.Join(err, a.Check(context.Background(), nil), a.Close())
 }
 
 // reopen opens the arena of the script itself.

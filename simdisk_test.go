@@ -104,6 +104,23 @@ func newSimDisk() *simDisk {
 	return &simDisk{names: map[string]*simInode{}, folder: map[string][]*simInode{}}
 }
 
+// put makes a file of these bytes, synced.
+func (d *simDisk) put(name string, b []byte) {
+	d.inodes++
+	i := &simInode{id: d.inodes, cache: simContent{owner: new(simOwner)}}
+	i.cache.write(b, 0)
+	i.disk = i.cache.share()
+	d.names[name], d.folder[name] = i, []*simInode{i}
+}
+
+// bytes returns what a file holds, as programs see it.
+func (d *simDisk) bytes(name string) []byte {
+	c := &d.names[name].cache
+	b := make([]byte, c.size)
+	c.read(b, 0)
+	return b
+}
+
 // ## Content
 
 // A simContent is the bytes of a file: pages, which contents share until one of them writes.
