@@ -286,6 +286,9 @@ func (a *Arena) create(chunkSize int64) (err error) {
 	if err := a.fs.Link(temp, a.path); err != nil {
 		return err
 	}
+	if !keeps(nameWaitRule) {
+		return nil
+	}
 	return a.fs.SyncDir(a.path)
 }
 
@@ -324,7 +327,7 @@ func (a *Arena) buildFile(f file, id fileID, seed uint64, chunkSize int64) (err 
 	if err := sums.seal(&changes{}); err != nil {
 		return asFull(err)
 	}
-	return asFull(h.write(f))
+	return asFull(h.put(f, keeps(buildWaitRule)))
 }
 
 // newIdentity returns id and hash seed of a new file: random, or as they
@@ -356,7 +359,7 @@ func (a *Arena) readOldLog() (log file, recs []record, err error) {
 	}
 	log, err = a.fs.Open(a.log.path, flag, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		if a.header.state == headerLive {
+		if a.header.state == headerLive && keeps(missingLogRule) {
 			return nil, nil, corrupt("the log %s is missing; without it commits are lost", a.log.path)
 		}
 		return nil, nil, nil
@@ -385,7 +388,7 @@ func (a *Arena) tidy(log file, recs []record, size int64) error {
 		a.logger().Info("recovered after a crash", "path", a.path, "commits", len(recs), "took", time.Since(began))
 	}
 	// Space past the mark is never relied on to be zero, so cut it off (R10).
-	if end := int64(a.header.mark) << pageShift; size > end {
+	if end := int64(a.header.mark) << pageShift; size > end && keeps(zerosRule) {
 		return a.file.Truncate(end)
 	}
 	return nil
@@ -499,8 +502,10 @@ func (a *Arena) beginUpdate() error {
 	if err := a.writable(); err != nil {
 		return err
 	}
-	if err := a.commit(false); err != nil {
-		return err
+	if keeps(updateRule) {
+		if err := a.commit(false); err != nil {
+			return err
+		}
 	}
 	if a.space.private.Load() > a.limit/4 {
 		if err := a.checkpoint(); err != nil {
@@ -582,7 +587,7 @@ func (a *Arena) finish() error {
 			return err
 		}
 	}
-	if err := a.nextGeneration(headerClean, 0); err != nil {
+	if err := a.nextGeneration(headerClean, 0, cleanFirstRule); err != nil {
 		return err
 	}
 	return a.afterCheckpoint()
@@ -598,7 +603,7 @@ func (a *Arena) release() error {
 	size := a.space.fileSize
 	err := a.space.close()
 	if a.log != nil {
-		err = errors.Join(err, a.log.close(clean))
+		err = errors.Join(err, a.log.close(clean || !keeps(removeLogRule)))
 	}
 	if clean && size > mark {
 		err = errors.Join(err, a.file.Truncate(mark)) // rolled back or spilled in vain

@@ -26,6 +26,7 @@ import (
 //   - each sector of 512 bytes holds what was synced, or what it held after any one of the writes, truncations and
 //     punches since (a page cache writes whole sectors, and whenever it likes), or noise: always if it lies past the
 //     synced end of its file, where nothing was ever synced, and everywhere on a disk with garbage set;
+//     (a hole that is punched takes or leaves pages of 4 KiB)
 //   - each file has its synced length, or any that it has had since; what was never written reads as zeros or noise;
 //   - each name leads to the synced file, or to any that it has led to since, or nowhere.
 //
@@ -76,6 +77,7 @@ type simInode struct {
 	sizes   []int64                // since then
 	sectors map[int64][]simVersion // what the sectors written since then held, in order
 	calls   int                    // writes and the like since then
+	punches map[int]bool           // which of them were punches: these zero pages whole, as file systems give back blocks
 	lost    bool                   // a sync has failed: the cache may show what the disk will never hold
 	locks   int                    // -1 exclusive
 }
@@ -309,7 +311,7 @@ func (i *simInode) settle() {
 	} else {
 		i.disk = i.cache.share()
 	}
-	i.sizes, i.sectors, i.calls = nil, nil, 0
+	i.sizes, i.sectors, i.calls, i.punches = nil, nil, 0, nil
 }
 
 // lose is a sync that fails.
@@ -369,7 +371,7 @@ func (d *simDisk) kill() *simDisk {
 	inodes := map[*simInode]*simInode{nil: nil}
 	copied := func(i *simInode) *simInode {
 		if _, ok := inodes[i]; !ok {
-			n := &simInode{id: i.id, cache: i.cache.share(), disk: i.disk.share(), sizes: slices.Clone(i.sizes), sectors: maps.Clone(i.sectors), calls: i.calls, lost: i.lost}
+			n := &simInode{id: i.id, cache: i.cache.share(), disk: i.disk.share(), sizes: slices.Clone(i.sizes), sectors: maps.Clone(i.sectors), calls: i.calls, punches: maps.Clone(i.punches), lost: i.lost}
 			for s, v := range n.sectors {
 				n.sectors[s] = slices.Clip(v)
 			}
@@ -400,6 +402,14 @@ type simChoice struct {
 	calls  []int        //   (each since this call)
 	write  [2]int       // the file and the call that wrote the sector last
 }
+
+// A simPageOf is a page of a file.
+type simPageOf struct {
+	inode *simInode
+	page  int64
+}
+
+func (c *simChoice) page() simPageOf { return simPageOf{c.inode, c.sector * simSectorSize / pageSize} }
 
 func (c *simChoice) options() int {
 	switch {
@@ -462,7 +472,8 @@ func (i *simInode) choices(garbage bool) (all []simChoice) {
 			}
 			c.write = [2]int{i.id, v.call}
 		}
-		if garbage || s*simSectorSize >= i.disk.size {
+		written := slices.ContainsFunc(i.sectors[s], func(v simVersion) bool { return !i.punches[v.call] })
+		if garbage && written || s*simSectorSize >= i.disk.size {
 			c.data, c.calls = append(c.data, simNoise), append(c.calls, -1)
 		}
 		if len(c.data) > 1 {
@@ -519,6 +530,12 @@ func (d *simDisk) image(choices []simChoice, picks []int) *simDisk {
 			lead(name, versions[0])
 		}
 	}
+	punched := map[simPageOf]int{}
+	for k, c := range choices {
+		if c.data != nil && c.inode.punches[c.calls[picks[k]]] {
+			punched[c.page()] = c.calls[picks[k]]
+		}
+	}
 	for k, c := range choices {
 		i := inodes[c.inode]
 		switch {
@@ -536,6 +553,8 @@ func (d *simDisk) image(choices []simChoice, picks []int) *simDisk {
 					}
 				}
 			}
+		case c.calls[picks[k]] >= 0 && c.calls[picks[k]] < punched[c.page()]:
+			i.cache.setSector(c.sector, nil)
 		case picks[k] != 0:
 			i.cache.setSector(c.sector, c.data[picks[k]])
 		}
@@ -965,6 +984,12 @@ func (f *simFile) Punch(off, n int64) error {
 	}
 	if n = min(n, f.i.cache.size-off); n > 0 {
 		f.d.write(f.i, make([]byte, n), off)
+		if off%pageSize == 0 && !f.d.plain {
+			if f.i.punches == nil {
+				f.i.punches = map[int]bool{}
+			}
+			f.i.punches[f.i.calls] = true
+		}
 	}
 	return nil
 }
