@@ -480,13 +480,13 @@ func rollback(w *crashWorld) error {
 }
 
 // spill writes fresh space early, as the DirtyLimit does.
-func spill(w *crashWorld) error { return w.a.spillFresh() }
+func spill(w *crashWorld) error { return w.a.opError("spill", nil, 0, w.a.spillFresh()) }
 
 // checkpointNow does what LogLimit and DirtyLimit do.
 func checkpointNow(w *crashWorld) error {
 	w.a.turn.Lock()
 	defer w.a.turn.Unlock()
-	return w.a.checkpoint()
+	return w.a.opError("checkpoint", nil, 0, w.a.checkpoint())
 }
 
 func closeAndReopen(w *crashWorld) error {
@@ -732,7 +732,7 @@ func TestCrash(t *testing.T) {
 	var mu sync.Mutex
 	one := func(t *testing.T, seed uint64, mode crashMode, script crashScript) {
 		t.Parallel()
-		j := newCrashJudge(seed, pick(0, 128, 16), pick(0, 8, 4), func(why string) { t.Fatal(why) })
+		j := newCrashJudge(seed, pick(0, 64, 8), pick(0, 6, 2), func(why string) { t.Fatal(why) })
 		j.deep, j.kills, j.care = [2]float64{0.002, 0.02}, 0.1, 0.2
 		if script.deep[0] != 0 {
 			j.deep, j.kills = script.deep, 0.5

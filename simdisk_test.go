@@ -873,13 +873,8 @@ func (d *simDisk) SyncDir(string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.do("syncdir"); err != nil {
-		if !d.loss.reached { // as if they had never been changed, although programs see them
-			for name, versions := range d.folder {
-				d.folder[name] = versions[:1:1]
-			}
-		} else {
-			d.settleNames()
-		}
+		// Names go through a journal: a file system that cannot write it stops, so there is no later sync that succeeds
+		// without them.
 		return err
 	}
 	d.settleNames()
@@ -1017,12 +1012,12 @@ type simMapping struct {
 func (m *simMapping) ask(op string) error {
 	m.d.mu.Lock()
 	defer m.d.mu.Unlock()
-	return m.d.ask(op, "mapping")
+	return m.d.ask(op, "")
 }
 
 func (m *simMapping) chunk(off, size, filed int64) (unsafe.Pointer, error) {
 	if err := m.ask("chunk"); err != nil {
-		return nil, err
+		return nil, asFull(err) // as the contract says
 	}
 	return m.memory(off, size, filed)
 }
