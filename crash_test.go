@@ -331,9 +331,11 @@ func (w *crashWorld) goOn(a *Arena, d *simDisk, c crashContent) error {
 }
 
 // reopen opens the arena of the script itself.
-func (w *crashWorld) reopen() (err error) {
-	w.a, err = openWith(crashPath, &w.opts, crashOptions(w.disk))
-	w.created = w.created || err == nil
+func (w *crashWorld) reopen() error {
+	a, err := openWith(crashPath, &w.opts, crashOptions(w.disk))
+	if err == nil {
+		w.a, w.created = a, true
+	}
 	return err
 }
 
@@ -531,9 +533,11 @@ func update(ending string, ops ...crashOp) crashOp {
 			if p != nil && p != errCrashScript {
 				panic(p)
 			}
+			if p != nil || err != nil { // all is as it was, also when its commit found no room
+				w.now = before
+			}
 			if p != nil || errors.Is(err, errCrashScript) {
 				err = nil
-				w.now = before
 			}
 		}()
 		w.begin(before.encode())
