@@ -170,8 +170,7 @@ func (d *dict) free() error {
 	if err := d.reset(); err != nil {
 		return err
 	}
-	d.a.alloc.free(d.hdr, 1)
-	return nil
+	return d.a.alloc.free(d.hdr, 1)
 }
 
 // reset gives back all space but the header page, and leaves the dict empty.
@@ -198,7 +197,9 @@ func (d *dict) reset() error {
 	d.a.space.touch(d.hdr, 1|lineMask(dictDirOff, pageSize-dictDirOff))
 	hdr := d.header()
 	if t.bits != 0 {
-		d.a.alloc.free(le.Uint32(hdr[dictRootOff:]), 1)
+		if err := d.a.alloc.free(le.Uint32(hdr[dictRootOff:]), 1); err != nil {
+			return err
+		}
 	}
 	t.turnAway() // setTable leaves it so
 	hdr[dictRootBitsOff], hdr[dictDepthOff] = 0, 0
@@ -223,7 +224,9 @@ func (d *dict) freeBuckets(seg *segment, follow bool) error {
 			return corruptAt(uint64(no)<<pageShift, "bucket outside the file")
 		}
 		if !follow {
-			d.a.alloc.free(no, 1)
+			if err := d.a.alloc.free(no, 1); err != nil {
+				return err
+			}
 			continue
 		}
 		if err := d.freeLarge(no); err != nil {
@@ -1078,9 +1081,8 @@ func (d *dict) removeFromChain(head pageNo, p place) error {
 	}
 	d.a.space.touch(before.no, 1)
 	before.b.setNext(emptied.b.next())
-	d.a.alloc.free(emptied.no, 1)
 	d.overflow.Add(-1)
-	return nil
+	return d.a.alloc.free(emptied.no, 1)
 }
 
 // chainEnd returns the last page of a chain and the one before it.

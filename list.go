@@ -2,6 +2,7 @@ package emd
 
 import (
 	"encoding/binary"
+	"errors"
 	"math"
 	"math/bits"
 	"runtime"
@@ -904,7 +905,7 @@ func (l *list) free() error {
 		return nil
 	}
 	err := l.empty()
-	l.a.alloc.free(l.hdr, 1)
+	err = errors.Join(err, l.a.alloc.free(l.hdr, 1))
 	l.forget()
 	return err
 }
