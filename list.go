@@ -791,6 +791,7 @@ func (l *list) create() (pageNo, error) {
 	clear(h)
 	copy(h[listKindOff:], listKind)
 	h.setGeometry(uint32(l.width), l.refs, l.largest())
+	l.writeLabel(l.a.space.page(p))
 	return p, l.load(p)
 }
 
