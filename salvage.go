@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"maps"
 	"os"
@@ -286,7 +287,8 @@ func (s *salvager) open() (err error) {
 	if len(recs) > 0 {
 		mark = recs[len(recs)-1].mark
 	}
-	s.limit = min(mark, uint64(size)>>pageShift)
+	// What lies past the mark belongs to nothing; but the mark may be of an older header.
+	s.limit = min(maxPages, uint64(size)>>pageShift)
 	if size < int64(mark)<<pageShift {
 		s.damaged("", uint64(size), corrupt("cut short: %d bytes, committed were %d", size, mark<<pageShift))
 	}
@@ -301,13 +303,10 @@ func (s *salvager) readHeader(size int64) error {
 	if errors.Is(err, ErrVersion) {
 		return err
 	}
-	if err == nil {
+	// What is only cut short has a header too.
+	if err == nil || h.epoch != 0 && h.validate(int64(maxPages)<<pageShift) == nil {
 		s.a.header, s.seed = h, true
-		return nil
-	}
-	if h.epoch != 0 && h.validate(int64(maxPages)<<pageShift) == nil { // only cut short
-		s.a.header, s.seed = h, true
-		return nil
+		return s.checkSlots()
 	}
 	pages := uint64(size) >> pageShift
 	if pages == 0 {
@@ -320,17 +319,38 @@ func (s *salvager) readHeader(size int64) error {
 	return nil
 }
 
+// checkSlots reports slots that have not the state before the newest, or the
+// one before that. The newest may then be lost.
+func (s *salvager) checkSlots() error {
+	newest := s.a.header.epoch
+	b := make([]byte, slotSize)
+	for age := uint64(1); age < min(newest, slotPages); age++ {
+		off := int64((newest-age)%slotPages) * pageSize
+		if err := readWhole(s.a.file, b, off); err != nil {
+			return err
+		}
+		var h header
+		h.decode(b)
+		sum := binary.LittleEndian.Uint32(b[slotSumOff:])
+		if string(b[:slotVersionOff]) != fileMagic || sum != crc32.Checksum(b[:slotSumOff], castagnoli) || h.epoch != newest-age {
+			s.damaged("", uint64(off), corrupt("bad header slot: the newest may be lost"))
+		}
+	}
+	return nil
+}
+
 // readLog returns the records of a live log that can be used: if it is
 // damaged, those before the damage.
 func (s *salvager) readLog() (log file, recs []record, err error) {
 	a := s.a
-	log, recs, err = a.readOldLog()
-	if err == nil {
-		return log, recs, nil
+	if s.seed {
+		if log, recs, err = a.readOldLog(); err == nil {
+			return log, recs, nil
+		}
+		s.damaged("", 0, err)
 	}
-	s.damaged("", 0, err)
 	log, err = a.fs.Open(a.log.path, os.O_RDONLY, 0)
-	if errors.Is(err, fs.ErrNotExist) || a.header.state != headerLive {
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, nil
 	}
 	if err != nil {
@@ -340,24 +360,55 @@ func (s *salvager) readLog() (log file, recs []record, err error) {
 	if err != nil {
 		return nil, nil, errors.Join(err, log.Close())
 	}
-	mark := a.header.mark
-	for off := a.header.logOff; ; {
-		r, ok, err := readRecord(log, a.header.id, off, size)
-		if err == nil && ok {
-			ok = r.generation == a.header.generation && r.seq == uint64(len(recs))+1 && r.mark >= mark
-		}
-		if err == nil && ok {
-			ok, err = r.whole(log)
-		}
-		if err != nil || !ok {
-			break
-		}
-		recs = append(recs, r)
-		mark = r.mark
-		off += (r.length + pageSize - 1) &^ (pageSize - 1)
-	}
+	recs = s.usable(log, size)
 	s.damaged("", 0, corrupt("of the log %d commits could be used", len(recs)))
 	return log, recs, nil
+}
+
+// usable returns the records of a damaged log up to the damage. If the log is
+// newer than the file's header, that of the header's own generation was lost
+// with it: then the log says itself which generation it holds. (Applying that twice
+// does no harm, should the file have it already.)
+func (s *salvager) usable(log file, size int64) (recs []record) {
+	h := s.a.header
+	b := make([]byte, logSumOff+4)
+	if readWhole(log, b, 0) != nil {
+		return nil
+	}
+	le := binary.LittleEndian
+	off := h.logOff
+	if string(b[:logVersionOff]) == logMagic && le.Uint32(b[logSumOff:]) == crc32.Checksum(b[:logSumOff], castagnoli) {
+		id, generation := fileID(b[logIDOff:]), le.Uint64(b[logGenerationOff:])
+		if !s.seed || id == h.id && generation > h.generation {
+			h.id, h.generation, off = id, generation, 0
+		}
+	}
+	if h.generation == 0 || s.seed && h.state != headerLive && off != 0 {
+		return nil
+	}
+	next := func(off int64, seq uint64) (record, bool) {
+		r, ok, err := readRecord(log, h.id, off, size)
+		if err != nil || !ok || r.generation != h.generation || r.seq != seq {
+			return r, false
+		}
+		ok, err = r.whole(log)
+		return r, ok && err == nil
+	}
+	if off == 0 {
+		for off = logHeader; off < size; off += pageSize {
+			if _, ok := next(off, 1); ok {
+				break
+			}
+		}
+	}
+	for {
+		r, ok := next(off, uint64(len(recs))+1)
+		if !ok {
+			return recs
+		}
+		recs = append(recs, r)
+		off += (r.length + pageSize - 1) &^ (pageSize - 1)
+	}
 }
 
 // show maps the file, and makes up for what Arena.show requires of it.
@@ -851,14 +902,12 @@ func (w *dictWalk) page(dir *dirSource, head pageNo, b *bucket, placed, intact b
 		suspect = suspect || !intact || !placed
 		if s.seed {
 			h := d.hash(key)
-			if !dir.leadsTo(h, head) {
-				j, _, found := d.find(b, h, key)
-				if !found || j != i || !placed || prefixOf(h, b.depth()) != b.prefix() {
-					refused++
-					continue
-				}
-				suspect = true
+			leads := dir.leadsTo(h, head)
+			if !leads && (!placed || prefixOf(h, b.depth()) != b.prefix()) || !l.plausible(b, i, h, suspect || !leads) {
+				refused++
+				continue
 			}
+			suspect = suspect || !leads
 		}
 		w.entries++
 		if suspect {
@@ -869,6 +918,15 @@ func (w *dictWalk) page(dir *dirSource, head pageNo, b *bucket, placed, intact b
 	if refused > 0 {
 		s.damaged(d.name, uint64(head)<<pageShift+at, corrupt("%d entries whose keys do not belong here", refused))
 	}
+}
+
+// plausible says that a key of hash h may lie in slot i; of a suspect page,
+// also that it is not far from where it should.
+func (l *layout) plausible(b *bucket, i int, h uint64, suspect bool) bool {
+	if l.kind != layoutLines {
+		return b[l.ctrlOff(i)] == fingerprint(h)
+	}
+	return !suspect || i == l.slots || (i/l.perGroup-home(h, lineCount)+lineCount)%lineCount <= 2*maxDistance
 }
 
 // entryAt returns the entry of a slot. Both parts are valid until the next call.
