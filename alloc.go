@@ -22,6 +22,7 @@ import (
 //	         regions from here, 1 + the order of its largest free block
 //	header   see below
 //	bitmap   a line of 64 bytes for each segment: its blocks of orders 0 to 7
+//	sums     the checksums of its pages, see sums.go
 //
 // (Region 0 begins with the three header slots of the file.) The header page:
 //
@@ -51,7 +52,7 @@ const (
 	regionLargeOff  = regionSegsOff + 8*segmentShift
 	regionEnd       = regionLargeOff + 8*(maxOrder-segmentShift+1)
 
-	regionMagic = 0x52646d65 // "emdR"
+	regionMagic = 0x53646d65 // "emdS"
 	slotPages   = 3          // header slots at the start of region 0
 )
 
@@ -92,23 +93,31 @@ type region struct {
 }
 
 func (s *space) region(r int) region {
-	first := pageNo(r) << regionShift
-	g := region{s: s, first: first, summaryAt: r % summarySpan}
 	base := pageNo(r/summarySpan*summarySpan) << regionShift
 	if base == 0 {
 		base = slotPages
 	}
-	g.summary = base
-	g.header = first
-	if r%summarySpan == 0 {
-		g.header = base + 1
+	return region{
+		s: s, first: pageNo(r) << regionShift,
+		summary: base, summaryAt: r % summarySpan,
+		header: sumsAt(r) - 2, bitmap: sumsAt(r) - 1,
 	}
-	g.bitmap = g.header + 1
-	return g
+}
+
+// sumsAt returns the first page of the checksums of region r.
+func sumsAt(r int) pageNo {
+	p := pageNo(r)<<regionShift + 2
+	if r == 0 {
+		p += slotPages
+	}
+	if r%summarySpan == 0 {
+		p++
+	}
+	return p
 }
 
 // firstData is the first page that the allocator may hand out.
-func (g region) firstData() pageNo { return g.bitmap + 1 }
+func (g region) firstData() pageNo { return g.bitmap + 1 + sumPages }
 
 func (g region) valid() error {
 	h := g.s.peek(g.header)
@@ -409,7 +418,7 @@ func (al *allocator) place(end uint64, n uint32, size uint64) uint64 {
 func (al *allocator) layOut(r int) {
 	g := al.s.region(r)
 	al.end = uint64(g.firstData())
-	for p := g.header; p <= g.bitmap; p++ {
+	for p := g.header; p < g.firstData(); p++ {
 		al.s.touch(p, allLines)
 		clear(al.s.page(p)[:])
 	}
@@ -630,79 +639,70 @@ func (al *allocator) usage() (end uint64, free int64) {
 	return al.end, al.freePages
 }
 
-// verify checks that every page is either free or owned exactly once, given
-// the owned runs, and that the summaries hold.
-func (al *allocator) verify(owned []pageRun) error {
+// verify checks that the bitmaps and their summaries hold, and takes the
+// pages of regions and free blocks for its own: with complete set, each page
+// must then have an owner.
+func (al *allocator) verify(used *ownership, complete bool) error {
 	al.mu.Lock()
 	defer al.mu.Unlock()
-	seen := make([]bool, al.end)
-	claim := func(p pageNo, n uint32, what string) error {
-		for ; n > 0; p, n = p+1, n-1 {
-			if uint64(p) >= al.end {
-				return corruptAt(uint64(p)<<pageShift, "%s page %d past the end %d", what, p, al.end)
-			}
-			if seen[p] {
-				return corruptAt(uint64(p)<<pageShift, "%s page %d is used twice", what, p)
-			}
-			seen[p] = true
-		}
-		return nil
-	}
-	if err := claim(0, slotPages, "header"); err != nil {
+	if err := used.claim(0, slotPages, "header"); err != nil {
 		return err
 	}
 	free := int64(0)
 	for r := 0; uint64(r)<<regionShift < al.end; r++ {
-		g := al.s.region(r)
-		if err := g.valid(); err != nil {
+		n, err := al.verifyRegion(r, used)
+		if err != nil {
 			return err
 		}
-		from := g.header
-		if r%summarySpan == 0 {
-			from = g.summary
-		}
-		if err := claim(from, g.firstData()-from, "region"); err != nil {
-			return err
-		}
-		largest := byte(0)
-		for order := 0; order <= maxOrder; order++ {
-			for i := range uint32(regionPages >> order) {
-				if !g.isFree(order, i) {
-					continue
-				}
-				largest = byte(order + 1)
-				free += 1 << order
-				if err := claim(g.first+i<<order, 1<<order, "free"); err != nil {
-					return err
-				}
-				if order < al.order && g.isFree(order, i^1) {
-					return corruptAt(uint64(g.bitmap)<<pageShift, "free buddies %d and %d of order %d", i, i^1, order)
-				}
-			}
-			if order < segmentShift {
-				for seg := range uint32(64) {
-					if _, ok := g.firstInSegment(order, seg); ok != (g.word(regionSegsOff+8*order)>>seg&1 != 0) {
-						return corruptAt(uint64(g.header)<<pageShift, "segment %d, order %d: wrong summary", seg, order)
-					}
-				}
-			}
-		}
-		if got := al.s.page(g.summary)[g.summaryAt]; got != largest {
-			return corruptAt(uint64(g.summary)<<pageShift, "region %d: summary %d, largest block %d", r, got, largest)
-		}
+		free += n
 	}
 	if free != al.freePages {
 		return corrupt("%d free pages, counted %d", al.freePages, free)
 	}
-	for _, run := range owned {
-		if err := claim(run.p, run.n, "owned"); err != nil {
-			return err
-		}
-	}
-	for p, ok := range seen {
-		if !ok {
-			return corruptAt(uint64(p)<<pageShift, "page %d is neither free nor used", p)
-		}
+	if p := used.missing(); complete && p < al.end {
+		return corruptAt(p<<pageShift, "page %d is neither free nor used", p)
 	}
 	return nil
+}
+
+// verifyRegion returns the free pages of a region.
+func (al *allocator) verifyRegion(r int, used *ownership) (free int64, err error) {
+	g := al.s.region(r)
+	if err := g.valid(); err != nil {
+		return 0, err
+	}
+	from := g.header
+	if r%summarySpan == 0 {
+		from = g.summary
+	}
+	if err := used.claim(from, g.firstData()-from, "region"); err != nil {
+		return 0, err
+	}
+	largest := byte(0)
+	for order := 0; order <= maxOrder; order++ {
+		for i := range uint32(regionPages >> order) {
+			if !g.isFree(order, i) {
+				continue
+			}
+			largest = byte(order + 1)
+			free += 1 << order
+			if err := used.claim(g.first+i<<order, 1<<order, "free"); err != nil {
+				return 0, err
+			}
+			if order < al.order && g.isFree(order, i^1) {
+				return 0, corruptAt(uint64(g.bitmap)<<pageShift, "free buddies %d and %d of order %d", i, i^1, order)
+			}
+		}
+		if order < segmentShift {
+			for seg := range uint32(64) {
+				if _, ok := g.firstInSegment(order, seg); ok != (g.word(regionSegsOff+8*order)>>seg&1 != 0) {
+					return 0, corruptAt(uint64(g.header)<<pageShift, "segment %d, order %d: wrong summary", seg, order)
+				}
+			}
+		}
+	}
+	if got := al.s.page(g.summary)[g.summaryAt]; got != largest {
+		return 0, corruptAt(uint64(g.summary)<<pageShift, "region %d: summary %d, largest block %d", r, got, largest)
+	}
+	return free, nil
 }

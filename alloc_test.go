@@ -106,11 +106,13 @@ func someKey(r *rand.Rand, m map[pageNo]uint32) pageNo {
 
 func checkRuns(t *testing.T, al *allocator, owned map[pageNo]uint32) {
 	t.Helper()
-	var runs []pageRun
+	used, err := newOwnership(al.end)
+	require.NoError(t, err)
+	defer used.release()
 	for p, n := range owned {
-		runs = append(runs, pageRun{p, n})
+		require.NoError(t, used.claim(p, n, "owned"))
 	}
-	require.NoError(t, al.verify(runs))
+	require.NoError(t, al.verify(used, true))
 }
 
 // TestAllocatorReuse allocates and frees the same runs again and again: the
@@ -230,11 +232,11 @@ func TestRecords(t *testing.T) {
 
 func checkRecords(t *testing.T, a *Arena, hdr pageNo, recs *records, model map[ref][]byte) {
 	t.Helper()
-	runs := []pageRun{{hdr, 1}}
-	check, err := recs.verify(func(p pageNo, n uint32) error {
-		runs = append(runs, pageRun{p, n})
-		return nil
-	})
+	used, err := newOwnership(a.alloc.end)
+	require.NoError(t, err)
+	defer used.release()
+	require.NoError(t, used.claim(hdr, 1, "header"))
+	check, err := recs.verify(func(p pageNo, n uint32) error { return used.claim(p, n, "owned") })
 	require.NoError(t, err)
 	for x, want := range model {
 		got, err := recs.get(nil, x)
@@ -243,7 +245,7 @@ func checkRecords(t *testing.T, a *Arena, hdr pageNo, recs *records, model map[r
 		require.NoError(t, check.ref(x))
 	}
 	require.NoError(t, check.done())
-	require.NoError(t, a.alloc.verify(runs))
+	require.NoError(t, a.alloc.verify(used, true))
 }
 
 // TestRecordsHostile reads refs that no record has: an error or some bytes,

@@ -40,6 +40,7 @@ type Arena struct {
 	header     header   // guarded by io
 	log        *redoLog // guarded by io
 	logLimit   int64
+	crashed    bool          // read-only, and the file was not closed
 	captures   atomic.Uint64 // captures begun
 	rollbacks  atomic.Uint64
 	lastCommit error // of the last capture; guarded by turn
@@ -178,6 +179,7 @@ func (a *Arena) openFile(in *internalOptions) (err error) {
 	}
 	if a.opts.ReadOnly {
 		a.status.Store(statusReadOnly)
+		a.crashed = log != nil
 		err := a.show(in.chunkSize, mark, size, log, recs)
 		if log != nil {
 			err = errors.Join(err, log.Close())
@@ -315,6 +317,13 @@ func (a *Arena) buildFile(f file, id fileID, seed uint64, chunkSize int64) (err 
 	if err := b.space.writeFresh(0, h.mark); err != nil {
 		return asFull(err)
 	}
+	sums := sealer{main: f, end: h.mark, fresh: b.space.freshSum, emit: func(e entry) error {
+		_, err := f.WriteAt(e.lines, int64(e.page)<<pageShift)
+		return err
+	}, whole: true}
+	if err := sums.seal(&changes{}); err != nil {
+		return asFull(err)
+	}
 	return asFull(h.write(f))
 }
 
@@ -366,7 +375,7 @@ func (a *Arena) readOldLog() (log file, recs []record, err error) {
 func (a *Arena) tidy(log file, recs []record, size int64) error {
 	if log != nil {
 		began := time.Now()
-		err := errors.Join(recoverLog(log, a.file, &a.header, recs), log.Close())
+		err := errors.Join(recoverLog(log, a.file, &a.header, recs, a.opts.FullPages), log.Close())
 		if err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"math"
 	"math/bits"
 	"sync/atomic"
 	"syscall"
@@ -219,8 +220,8 @@ func (a *Arena) writeRecord(c *captured) error {
 		return err
 	}
 	var word [entryHeader]byte
-	for _, sum := range a.space.freshSums(nil, c.rec.freshFrom, c.rec.mark) {
-		le.PutUint32(word[:], sum)
+	for p := c.rec.freshFrom; p < c.rec.mark; p += unitPages {
+		le.PutUint32(word[:], a.space.freshUnitSum(p))
 		if err := out.write(word[:4]); err != nil {
 			return err
 		}
@@ -379,13 +380,18 @@ func (a *Arena) checkpointNow() error {
 	return a.afterCheckpoint() // a Rollback too leaves private copies behind
 }
 
-// applyOwnLog brings the file up to the last commit (R6, steps 1 and 2). The
-// gate is closed; only committed bytes are written, those of the log.
+// applyOwnLog brings the file up to the last commit (R6, steps 1 and 2), page
+// checksums included. The gate is closed; only committed bytes are written,
+// those of the log.
 func (a *Arena) applyOwnLog() error {
 	if a.opts.NoSync {
 		if err := errors.Join(a.file.Sync(), a.log.sync()); err != nil {
 			return a.fail(err)
 		}
+	}
+	all, sums, err := a.sealOwnLog()
+	if err != nil {
+		return a.commitError(err) // a full disk: the log stays
 	}
 	h := a.header
 	h.needSeq = a.log.seq
@@ -393,16 +399,85 @@ func (a *Arena) applyOwnLog() error {
 		return a.fail(err)
 	}
 	a.header = h
-	recs, err := a.log.records(a.header.id)
-	if err != nil {
-		return a.fail(err)
-	}
-	if err := applyLog(a.log.f, a.file, recs); err != nil {
-		return a.fail(err)
+	for _, c := range []*changes{all, sums} {
+		if err := c.apply(a.file); err != nil {
+			return a.fail(err)
+		}
 	}
 	if err := a.file.Sync(); err != nil {
 		return a.fail(err)
 	}
+	return nil
+}
+
+// sealOwnLog appends the checksums of all that the log changes to it.
+func (a *Arena) sealOwnLog() (all, sums *changes, err error) {
+	recs, err := a.log.records(a.header.id)
+	if err != nil {
+		return nil, nil, err
+	}
+	if all, err = gather(a.log.f, recs); err != nil {
+		return nil, nil, err
+	}
+	w := sumsWriter{id: a.header.id, last: recs[len(recs)-1], put: func(b []byte) (int64, error) {
+		off := a.log.tail
+		if err := a.log.write(b, 0); err != nil {
+			return 0, err
+		}
+		a.log.accept(int64(len(b)))
+		return off, nil
+	}}
+	w.last.durable = a.log.durable
+	s := sealer{main: a.file, mark: a.header.mark, end: w.last.mark, fresh: a.space.freshSum, whole: a.space.whole, emit: w.add}
+	if err := errors.Join(s.seal(all), w.flush()); err != nil {
+		return nil, nil, err
+	}
+	if err := a.log.sync(); err != nil {
+		return nil, nil, hard(err)
+	}
+	sums, err = gather(a.log.f, w.recs)
+	return all, sums, err
+}
+
+// A sumsWriter puts changed lines of checksum tables into records behind the
+// last one.
+type sumsWriter struct {
+	id      fileID
+	last    record
+	put     func(b []byte) (off int64, err error) // appends a record, filled up with zeros to whole pages
+	recs    []record                              // those written
+	entries []byte
+	pages   uint32
+}
+
+func (w *sumsWriter) add(e entry) error {
+	w.entries = e.encode(w.entries)
+	w.pages++
+	if len(w.entries) < bufferedRecord {
+		return nil
+	}
+	return w.flush()
+}
+
+func (w *sumsWriter) flush() error {
+	if w.pages == 0 {
+		return nil
+	}
+	r := record{
+		generation: w.last.generation, seq: w.last.seq + 1, mark: w.last.mark, durable: w.last.durable, freshFrom: w.last.mark,
+		length: int64(recHeader + len(w.entries) + recSum), pages: w.pages,
+	}
+	b := append(r.encode(w.id), w.entries...)
+	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+	b = append(b, make([]byte, -len(b)&(pageSize-1))...)
+	off, err := w.put(b)
+	if err != nil {
+		return err
+	}
+	r.off = off
+	w.last = r
+	w.recs = append(w.recs, r)
+	w.entries, w.pages = w.entries[:0], 0
 	return nil
 }
 
@@ -435,7 +510,7 @@ func (l *redoLog) records(id fileID) ([]record, error) {
 			return nil, corrupt("record %d of the log has changed on disk", len(recs)+1)
 		}
 		recs = append(recs, r)
-		off += (r.length + pageSize - 1) &^ (pageSize - 1)
+		off = r.end()
 	}
 	return recs, nil
 }
@@ -519,7 +594,7 @@ func (a *Arena) restorePages() error {
 // a failed fsync. So it first makes the file and its header durable, the latter by
 // writing it again; then it copies the records to another place of the log and
 // makes them durable there, before a page of the file changes.
-func recoverLog(log, main file, h *header, recs []record) error {
+func recoverLog(log, main file, h *header, recs []record, whole bool) error {
 	if err := main.Sync(); err != nil {
 		return err
 	}
@@ -527,11 +602,25 @@ func recoverLog(log, main file, h *header, recs []record) error {
 		return err
 	}
 	if len(recs) > 0 {
-		last := &recs[len(recs)-1]
-		start, tail := h.logOff, (last.off+last.length+pageSize-1)&^(pageSize-1)
-		to := nextStart(start, tail, tail-start)
+		last := recs[len(recs)-1]
+		start, tail := h.logOff, last.end()
+		room := tail - start
+		if h.needSeq == 0 {
+			room = math.MaxInt64 // the checksums follow
+		}
+		to := nextStart(start, tail, room)
 		if err := copyRecords(log, start, to, tail-start); err != nil {
 			return err
+		}
+		for i := range recs {
+			recs[i].off += to - start
+		}
+		if h.needSeq == 0 {
+			sums, err := sealCopy(log, main, h, recs, whole)
+			if err != nil {
+				return err
+			}
+			recs = append(recs, sums...)
 		}
 		if err := log.Sync(); err != nil {
 			return err
@@ -541,14 +630,15 @@ func recoverLog(log, main file, h *header, recs []record) error {
 				return err
 			}
 		}
-		h.logOff, h.needSeq = to, last.seq
+		h.logOff, h.needSeq = to, recs[len(recs)-1].seq
 		if err := h.write(main); err != nil {
 			return err
 		}
-		for i := range recs {
-			recs[i].off += to - start
+		all, err := gather(log, recs)
+		if err != nil {
+			return err
 		}
-		if err := applyLog(log, main, recs); err != nil {
+		if err := all.apply(main); err != nil {
 			return err
 		}
 		if err := main.Sync(); err != nil {
@@ -559,6 +649,31 @@ func recoverLog(log, main file, h *header, recs []record) error {
 	h.generation++
 	h.state, h.needSeq, h.logOff = headerClean, 0, 0
 	return h.write(main)
+}
+
+// sealCopy appends the checksums of all that the records change to their copy.
+// The file is as the last checkpoint left it, and has their fresh bytes.
+func sealCopy(log, main file, h *header, recs []record, whole bool) ([]record, error) {
+	all, err := gather(log, recs)
+	if err != nil {
+		return nil, err
+	}
+	last := recs[len(recs)-1]
+	tail := last.end()
+	w := sumsWriter{id: h.id, last: last, put: func(b []byte) (int64, error) {
+		off := tail
+		_, err := log.WriteAt(b, off)
+		tail += int64(len(b))
+		return off, err
+	}}
+	fresh := func(p pageNo) (uint32, error) {
+		var b page
+		err := readWhole(main, b[:], int64(p)<<pageShift)
+		return sumOf(&b), err
+	}
+	s := sealer{main: main, mark: h.mark, end: last.mark, fresh: fresh, whole: whole, emit: w.add}
+	err = errors.Join(s.seal(all), w.flush())
+	return w.recs, err
 }
 
 // replay lays the records over private memory, for an arena that may write

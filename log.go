@@ -2,6 +2,7 @@ package emd
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"io/fs"
 	"math/bits"
 	"os"
+	"slices"
 	"sync"
 )
 
@@ -255,6 +257,9 @@ type record struct {
 	pages      uint32
 }
 
+// end is where the next record may begin.
+func (r *record) end() int64 { return (r.off + r.length + pageSize - 1) &^ (pageSize - 1) }
+
 func (r *record) encode(id fileID) []byte {
 	b := make([]byte, recHeader)
 	le := binary.LittleEndian
@@ -342,7 +347,7 @@ func (r *record) freshWhole(log, main file, rewrite bool) (bool, error) {
 			}
 			return false, err
 		}
-		if crc32.Checksum(unit, castagnoli) != binary.LittleEndian.Uint32(sum[:]) {
+		if unitSum(unit) != binary.LittleEndian.Uint32(sum[:]) {
 			return false, nil
 		}
 		if rewrite {
@@ -358,7 +363,25 @@ func (r *record) freshWhole(log, main file, rewrite bool) (bool, error) {
 type entry struct {
 	page  pageNo
 	mask  uint64
+	at    int64  // of its lines in the log
 	lines []byte // lent until the next entry
+}
+
+// entryOf returns an entry with lines of a page.
+func entryOf(p pageNo, mask uint64, b *page) entry {
+	e := entry{page: p, mask: mask, lines: make([]byte, 0, bits.OnesCount64(mask)*lineSize)}
+	for m := mask; m != 0; m &= m - 1 {
+		i := bits.TrailingZeros64(m) * lineSize
+		e.lines = append(e.lines, b[i:i+lineSize]...)
+	}
+	return e
+}
+
+// encode appends the entry as it lies in the log.
+func (e *entry) encode(dst []byte) []byte {
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(e.page))
+	dst = binary.LittleEndian.AppendUint64(dst, e.mask)
+	return append(dst, e.lines...)
 }
 
 // eachEntry calls fn for the entries of a record that is whole.
@@ -369,6 +392,7 @@ func (r *record) eachEntry(f file, fn func(entry) error) error {
 	}
 	var head [entryHeader]byte
 	lines := make([]byte, pageSize)
+	at := r.off + recHeader + 4*int64(r.freshCount)
 	for range r.pages {
 		if _, err := io.ReadFull(in, head[:]); err != nil {
 			return err
@@ -377,10 +401,12 @@ func (r *record) eachEntry(f file, fn func(entry) error) error {
 		if e.page < slotPages || uint64(e.page) >= r.mark {
 			return corrupt("record %d of the log changes page %d of %d", r.seq, e.page, r.mark)
 		}
+		e.at = at + entryHeader
 		e.lines = lines[:bits.OnesCount64(e.mask)*lineSize]
 		if _, err := io.ReadFull(in, e.lines); err != nil {
 			return err
 		}
+		at = e.at + int64(len(e.lines))
 		if err := fn(e); err != nil {
 			return err
 		}
@@ -397,20 +423,93 @@ func (e *entry) overlay(dst *page) {
 	}
 }
 
-// apply writes the lines of the entry to the file, runs of lines at a time:
-// exactly what the log holds.
-func (e *entry) apply(f file) error {
-	src := e.lines
-	for m := e.mask; m != 0; {
-		first := bits.TrailingZeros64(m)
-		n := bits.TrailingZeros64(^(m >> first))
-		if _, err := f.WriteAt(src[:n*lineSize], int64(e.page)<<pageShift+int64(first)*lineSize); err != nil {
+// A changes is what records change, put in the order of the pages.
+type changes struct {
+	log  file
+	list []change
+
+	window []byte // of the log, read ahead
+	at     int64
+}
+
+// A change is an entry of a record without its lines.
+type change struct {
+	mask uint64
+	at   int64 // of its lines in the log
+	page pageNo
+}
+
+const changesWindow = 16 << 10
+
+// gather puts the changes of records in order. It takes 24 bytes of memory for
+// each entry.
+func gather(log file, recs []record) (*changes, error) {
+	c := &changes{log: log}
+	for i := range recs {
+		err := recs[i].eachEntry(log, func(e entry) error {
+			c.list = append(c.list, change{e.mask, e.at, e.page})
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	slices.SortStableFunc(c.list, func(x, y change) int { return cmp.Compare(x.page, y.page) })
+	return c, nil
+}
+
+// each calls fn for each changed page, in ascending order, with what its lines
+// are after all records. It lends them until fn returns.
+func (c *changes) each(fn func(p pageNo, mask uint64, lines *page) error) error {
+	var lines page
+	for i := 0; i < len(c.list); {
+		p, mask := c.list[i].page, uint64(0)
+		for ; i < len(c.list) && c.list[i].page == p; i++ {
+			e := entry{page: p, mask: c.list[i].mask}
+			var err error
+			if e.lines, err = c.read(c.list[i].at, bits.OnesCount64(e.mask)*lineSize); err != nil {
+				return err
+			}
+			e.overlay(&lines)
+			mask |= e.mask
+		}
+		if err := fn(p, mask, &lines); err != nil {
 			return err
 		}
-		src = src[n*lineSize:]
-		m &^= allLines >> (64 - n) << first
 	}
 	return nil
+}
+
+// read returns n bytes of the log, at most a page, until the next call.
+func (c *changes) read(at int64, n int) ([]byte, error) {
+	if c.window == nil || at < c.at || at+int64(n) > c.at+int64(len(c.window)) {
+		if c.window == nil {
+			c.window = make([]byte, 0, changesWindow)
+		}
+		got, err := c.log.ReadAt(c.window[:changesWindow], at)
+		if got < n {
+			return nil, cmp.Or(err, io.ErrUnexpectedEOF)
+		}
+		c.window, c.at = c.window[:got], at
+	}
+	return c.window[at-c.at:][:n], nil
+}
+
+// apply writes the changed lines to the file, runs of lines at a time: exactly
+// what the log holds.
+func (c *changes) apply(main file) error {
+	return c.each(func(p pageNo, mask uint64, lines *page) error {
+		for m := mask; m != 0; {
+			first := bits.TrailingZeros64(m)
+			n := bits.TrailingZeros64(^(m >> first))
+			run := lines[first*lineSize : (first+n)*lineSize]
+			if _, err := main.WriteAt(run, int64(p)<<pageShift+int64(first)*lineSize); err != nil {
+				return err
+			}
+			m &^= allLines >> (64 - n) << first
+		}
+		return nil
+	})
 }
 
 // readLog returns the records that a crash left for the state that h names:
@@ -462,7 +561,7 @@ func readLog(log, main file, h *header) ([]record, error) {
 			break
 		}
 		recs = append(recs, r)
-		off += (r.length + pageSize - 1) &^ (pageSize - 1)
+		off = r.end()
 		mark, seq = r.mark, r.seq
 	}
 	if seq < h.needSeq {
@@ -544,16 +643,6 @@ func secureFresh(log, main file, recs []record) error {
 		return nil
 	}
 	return main.Sync()
-}
-
-// applyLog writes what the records change to the file.
-func applyLog(log, main file, recs []record) error {
-	for i := range recs {
-		if err := recs[i].eachEntry(log, func(e entry) error { return e.apply(main) }); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // copyRecords copies n bytes of the log to another place in it.

@@ -31,8 +31,8 @@ type mapping interface {
 	adopt(p unsafe.Pointer, n, off int64) error
 
 	// drop gives back the private copies in [p, p+n), whose bytes equal the
-	// file's at off; but for the header slots, which nobody reads here: they
-	// share a page of a machine with larger ones. The range was filed or adopted
+	// file's at off; but for the header slots and the page checksums, which
+	// nobody reads here: they may share a page of a machine with larger ones. The range was filed or adopted
 	// before.
 	drop(p unsafe.Pointer, n, off int64) error
 
@@ -152,7 +152,10 @@ func (m *heapMapping) chunk(off, size, filed int64) (unsafe.Pointer, error) {
 
 func (m *heapMapping) adopt(p unsafe.Pointer, n, off int64) error {
 	file := make([]byte, pageSize)
-	for i := max(0, slotPages<<pageShift-off); i < n; i += pageSize {
+	for i := int64(0); i < n; i += pageSize {
+		if p := pageNo((off + i) >> pageShift); p < slotPages || isSums(p) {
+			continue
+		}
 		if err := readWhole(m.f, file, off+i); err != nil {
 			return err
 		}

@@ -614,62 +614,67 @@ func (r *records) freePieces(x ref) error {
 	return errors.Join(err, r.release(x.off(), len(index)))
 }
 
-// A recordCheck compares what the slabs of a container hold with what its
-// owner still refers to.
+// A recordCheck compares the slots that the slabs of a container have in use
+// with what its owner refers to.
 type recordCheck struct {
-	r     *records
-	own   func(p pageNo, n uint32) error
-	slots map[uint64]bool // places in use: whether somebody refers to them
-	large uint32
+	r          *records
+	own        func(p pageNo, n uint32) error
+	used, refs multiset // places of slots
+	large      uint32
 }
 
 // verify walks the slabs, reports their pages to own, and returns a check to
 // which the container tells every record it has: ref for records, space for
-// what alloc returned; done then finds the ones nobody has told.
+// what alloc returned; done then finds whether that was all, each once.
 func (r *records) verify(own func(p pageNo, n uint32) error) (*recordCheck, error) {
-	c := &recordCheck{r: r, own: own, slots: map[uint64]bool{}}
-	partial := map[pageNo]int{}
+	h := newHasher(rand64())
+	c := &recordCheck{r: r, own: own, used: multiset{h: &h}, refs: multiset{h: &h}}
+	listed, partial := multiset{h: &h}, multiset{h: &h}
+	end, _ := r.a.alloc.usage()
 	for class := range slabClasses {
-		end, _ := r.a.alloc.usage()
 		n := uint64(0)
 		for p := r.head(recordsPartialOff + 4*class); p != 0; n++ {
-			h, err := r.slab(p)
+			b, err := r.slab(p)
 			if err != nil {
 				return nil, err
 			}
-			if n > end || int(h[slabClassOff]) != class {
+			if n > end || int(b[slabClassOff]) != class {
 				return nil, corruptAt(uint64(p)<<pageShift, "bad list of slabs with free slots")
 			}
-			partial[p]++
-			p = binary.LittleEndian.Uint32(h[slabPartialOff:])
+			listed.add(uint64(p))
+			p = binary.LittleEndian.Uint32(b[slabPartialOff:])
 		}
 	}
-	err := r.eachSlab(func(p pageNo, h []byte) error {
-		class := int(h[slabClassOff])
+	err := r.eachSlab(func(p pageNo, b []byte) error {
+		class := int(b[slabClassOff])
 		used := 0
 		for i := range 64 * slabBitmapWords {
-			if binary.LittleEndian.Uint64(h[slabBitmapOff+i/64*8:])>>(i%64)&1 == 0 {
+			if !slotInUse(b, i) {
 				continue
 			}
 			used++
-			c.slots[uint64(p)<<pageShift+slabHeader+uint64(i*slabSizes[class])] = false
+			c.used.add(uint64(p)<<pageShift + slabHeader + uint64(i*slabSizes[class]))
 			if i >= slabSlots(class) {
 				return corruptAt(uint64(p)<<pageShift, "slot %d of %d in use", i, slabSlots(class))
 			}
 		}
-		if uint32(used) != binary.LittleEndian.Uint32(h[slabUsedOff:]) || used == 0 {
+		if uint32(used) != binary.LittleEndian.Uint32(b[slabUsedOff:]) || used == 0 {
 			return corruptAt(uint64(p)<<pageShift, "slab uses %d slots", used)
 		}
-		if want := used < slabSlots(class); (partial[p] == 1) != want {
-			return corruptAt(uint64(p)<<pageShift, "slab with %d of %d slots is %d times in the list of its class", used, slabSlots(class), partial[p])
+		if used < slabSlots(class) {
+			partial.add(uint64(p))
 		}
-		delete(partial, p)
-		return own(p, uint32(h[slabPagesOff]))
+		return own(p, uint32(b[slabPagesOff]))
 	})
-	if err == nil && len(partial) != 0 {
-		err = corrupt("slabs in the lists of their classes only: %v", partial)
+	if err == nil && !listed.same(&partial) {
+		err = corruptAt(r.off, "%d slabs are listed with free slots, %d have some", listed.n, partial.n)
 	}
 	return c, err
+}
+
+// slotInUse says whether slot i of the slab with header h is in use.
+func slotInUse(h []byte, i int) bool {
+	return binary.LittleEndian.Uint64(h[slabBitmapOff+i/64*8:])>>(i%64)&1 != 0
 }
 
 func (c *recordCheck) ref(x ref) error {
@@ -702,22 +707,27 @@ func (c *recordCheck) space(off uint64, size int) error {
 		c.large++
 		return c.own(pageNo(off>>pageShift), pagesFor(size))
 	}
-	seen, ok := c.slots[off]
-	if !ok || seen {
-		return corruptAt(off, "record of %d bytes: allocated %v, referred to before %v", size, ok, seen)
+	class := int(classOf[(size+15)/16])
+	p := pageNo(off>>pageShift) &^ (slabPages(class) - 1)
+	h, err := c.r.slab(p)
+	if err != nil {
+		return err
 	}
-	c.slots[off] = true
+	in := int(off - uint64(p)<<pageShift - slabHeader)
+	i := in / slabSizes[class]
+	if int(h[slabClassOff]) != class || in < 0 || in%slabSizes[class] != 0 || i >= slabSlots(class) || !slotInUse(h, i) {
+		return corruptAt(off, "record of %d bytes was not allocated", size)
+	}
+	c.refs.add(off)
 	return nil
 }
 
 func (c *recordCheck) done() error {
-	for off, seen := range c.slots {
-		if !seen {
-			return corruptAt(off, "nothing refers to this record")
-		}
+	if !c.used.same(&c.refs) {
+		return corruptAt(c.r.off, "%d records are allocated, %d referred to, and not one to one", c.used.n, c.refs.n)
 	}
 	if n := c.r.head(recordsLargeOff); n != c.large {
-		return corrupt("%d large records, found %d", n, c.large)
+		return corruptAt(c.r.off, "%d large records, found %d", n, c.large)
 	}
 	return nil
 }

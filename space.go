@@ -24,7 +24,8 @@ import (
 //
 // The invariant that commit, checkpoint, spill and rollback keep: a page
 // without a dirty line has in memory the bytes that the file holds (zeros
-// past its end) with the units of the live log laid over them.
+// past its end) with the units of the live log laid over them. Pages of
+// checksums are the exception: only the file counts.
 const (
 	pageShift = 12
 	pageSize  = 1 << pageShift // of the file, whatever the machine's page size
@@ -95,14 +96,11 @@ type chunk struct {
 	lines  []uint64    // a word for each page, a bit for each changed line
 	groups []uint64    // a bit for each 64 pages: one of them has changed lines
 	owned  []uint64    // a bit for each page: memory has a copy of its own
-	sums   []uint32    // of each fresh unit: checksum XOR zeroUnitSum, as in the file
+	sums   []uint32    // of each fresh page: the checksum of what the file has there
 	listed atomic.Bool // in space.dirty
 }
 
-var (
-	castagnoli  = crc32.MakeTable(crc32.Castagnoli)
-	zeroUnitSum = crc32.Checksum(make([]byte, unitSize), castagnoli)
-)
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // newSpace shows file, of which border pages are committed.
 func newSpace(f file, m mapping, chunkSize int64, border uint64, fileSize int64, writable bool) (*space, error) {
@@ -269,15 +267,15 @@ func (s *space) mapChunk(i int) error {
 
 func (c *chunk) makeTables(pages int) error {
 	words := func(bits int) int { return (bits + 63) / 64 }
-	groups, owned, sums := words(words(pages)), words(pages), pages/unitPages
-	table, err := allocTable((pages+groups+owned)*8 + sums*4)
+	groups, owned := words(words(pages)), words(pages)
+	table, err := allocTable((pages+groups+owned)*8 + pages*4)
 	if err != nil {
 		return err
 	}
 	c.table = table
 	all := unsafe.Slice((*uint64)(unsafe.Pointer(&table[0])), pages+groups+owned)
 	c.lines, c.groups, c.owned = all[:pages:pages], all[pages:pages+groups:pages+groups], all[pages+groups:]
-	c.sums = unsafe.Slice((*uint32)(unsafe.Pointer(&table[len(all)*8])), sums)
+	c.sums = unsafe.Slice((*uint32)(unsafe.Pointer(&table[len(all)*8])), pages)
 	return nil
 }
 
@@ -445,8 +443,8 @@ func (s *space) anyDirty() bool {
 }
 
 // writeFresh writes the changed fresh pages of [from, to), whole units, to
-// the file, notes the checksums of their units and lets the file's pages take
-// the place of the memory. Nobody else changes these pages meanwhile.
+// the file, notes their checksums and lets the file's pages take the place of
+// the memory. Nobody else changes these pages meanwhile.
 // After an error everything is as dirty as before.
 func (s *space) writeFresh(from, to uint64) error {
 	return s.eachRange(from, to, s.writeFreshChunk)
@@ -490,9 +488,8 @@ func (s *space) writeUnits(c *chunk, u, end pageNo) error {
 	s.mu.Lock()
 	s.fileSize = max(s.fileSize, off+n)
 	s.mu.Unlock()
-	for i := u; i < end; i++ {
-		unit := b[int64(i-u)*unitSize:][:unitSize]
-		c.sums[i] = crc32.Checksum(unit, castagnoli) ^ zeroUnitSum
+	for i, p := u*unitPages, b; len(p) > 0; i, p = i+1, p[pageSize:] {
+		c.sums[i] = sumOf((*page)(p))
 	}
 	if err := s.mapping.adopt(mem, n, off); err != nil {
 		return err
@@ -523,13 +520,17 @@ func (c *chunk) disown(from, to pageNo) (n int64) {
 	return n
 }
 
-// freshSums appends the checksums of the fresh units in [from, to).
-func (s *space) freshSums(dst []uint32, from, to uint64) []uint32 {
-	for p := from; p < to; p += unitPages {
-		c, in := s.chunkOf(p)
-		dst = append(dst, c.sums[in/unitPages]^zeroUnitSum)
-	}
-	return dst
+// freshUnitSum returns the checksum of the fresh unit at page p, as it is in
+// the file.
+func (s *space) freshUnitSum(p uint64) uint32 {
+	c, in := s.chunkOf(p)
+	return sumOfSums(c.sums[in : in+unitPages])
+}
+
+// freshSum returns that of a page that was fresh in this generation.
+func (s *space) freshSum(p pageNo) (uint32, error) {
+	c, in := s.chunkOf(uint64(p))
+	return c.sums[in], nil
 }
 
 // settle makes the pages of [from, to), fresh until now, logged ones: they
@@ -593,7 +594,7 @@ func (s *space) discardFresh(end uint64) (zeros uint64, err error) {
 	}
 	s.fileSize = size
 	return from, s.eachRange(from, end, func(c *chunk, in, n pageNo) error {
-		clear(c.sums[in/unitPages : (in+n)/unitPages])
+		clear(c.sums[in : in+n])
 		return nil
 	})
 }

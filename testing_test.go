@@ -77,6 +77,9 @@ func (a *Arena) verifyMemory() error {
 	}
 	end, _ := a.alloc.usage()
 	for p := pageNo(slotPages); uint64(p) < end; p++ {
+		if isSums(p) {
+			continue
+		}
 		want, err := a.filePage(lines[p], p)
 		if err != nil {
 			return err
