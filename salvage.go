@@ -135,6 +135,13 @@ type salvager struct {
 	seed  bool   // the hash seed is known
 	dst   *Arena
 
+	logWhole bool   // the log is as it should be, or there need be none
+	name     string // of the container at work
+	sums     *sumTable
+	sumsOf   int     // the region
+	summed   pageSet // pages whose checksum was looked at
+	bad      pageSet // those that do not agree with it
+
 	referred    pageSet // header pages of the containers that the catalogue names
 	seen        pageSet // pages of buckets that were visited
 	incomplete  bool    // the catalogue: not all containers may be known
@@ -306,7 +313,8 @@ func (s *salvager) readHeader(size int64) error {
 	// What is only cut short has a header too.
 	if err == nil || h.epoch != 0 && h.validate(int64(maxPages)<<pageShift) == nil {
 		s.a.header, s.seed = h, true
-		return s.checkSlots()
+		s.checkSlots()
+		return nil
 	}
 	pages := uint64(size) >> pageShift
 	if pages == 0 {
@@ -321,13 +329,14 @@ func (s *salvager) readHeader(size int64) error {
 
 // checkSlots reports slots that have not the state before the newest, or the
 // one before that. The newest may then be lost.
-func (s *salvager) checkSlots() error {
+func (s *salvager) checkSlots() {
 	newest := s.a.header.epoch
 	b := make([]byte, slotSize)
 	for age := uint64(1); age < min(newest, slotPages); age++ {
 		off := int64((newest-age)%slotPages) * pageSize
 		if err := readWhole(s.a.file, b, off); err != nil {
-			return err
+			s.damaged("", uint64(off), fmt.Errorf("header slot: %w", err))
+			continue
 		}
 		var h header
 		h.decode(b)
@@ -336,7 +345,6 @@ func (s *salvager) checkSlots() error {
 			s.damaged("", uint64(off), corrupt("bad header slot: the newest may be lost"))
 		}
 	}
-	return nil
 }
 
 // readLog returns the records of a live log that can be used: if it is
@@ -345,6 +353,7 @@ func (s *salvager) readLog() (log file, recs []record, err error) {
 	a := s.a
 	if s.seed {
 		if log, recs, err = a.readOldLog(); err == nil {
+			s.logWhole = true
 			return log, recs, nil
 		}
 		s.damaged("", 0, err)
@@ -460,8 +469,69 @@ func (s *salvager) page(p pageNo) *page {
 	return s.a.space.peek(p)
 }
 
-// intact says whether a page agrees with its checksum.
-func (s *salvager) intact(pageNo) bool { return true }
+// intact says whether a page agrees with its checksum. It reports each that
+// does not, once. The table of checksums may be what is damaged: then intact pages
+// are suspect, never the other way round.
+func (s *salvager) intact(p pageNo) bool {
+	if p < slotPages || uint64(p) >= s.limit {
+		return false
+	}
+	if !s.summed.add(p) {
+		return !s.bad.has(p)
+	}
+	ok, err := s.agrees(p)
+	if ok && err == nil {
+		return true
+	}
+	s.bad.add(p)
+	if err == nil {
+		err = corrupt("page %d does not have its checksum", p)
+	}
+	s.damaged(s.name, uint64(p)<<pageShift, err)
+	return false
+}
+
+// agrees compares a page with its checksum. Checksums are those of the file
+// as the last checkpoint left it; of a checkpoint that a crash interrupted, those
+// in memory, over which the log lies.
+func (s *salvager) agrees(p pageNo) (ok bool, err error) {
+	h := &s.a.header
+	if s.logWhole && h.needSeq == 0 && uint64(p) >= h.mark {
+		return true, nil // written since: the log has had checksums of such pages
+	}
+	replayed := s.logWhole && h.needSeq != 0
+	if r := int(p >> regionShift); s.sums == nil || s.sumsOf != r {
+		if s.sums == nil {
+			s.sums = new(sumTable)
+		}
+		s.sumsOf = r
+		for i := range s.sums {
+			if err := s.read(&s.sums[i], sumsAt(r)+pageNo(i), replayed); err != nil {
+				s.sums[i] = page{}
+			}
+		}
+	}
+	var b page
+	if err := s.read(&b, p, replayed); err != nil {
+		return false, err
+	}
+	return sumOf(&b) == s.sums.get(p), nil
+}
+
+// read copies a page of the file, or of what lies in memory.
+func (s *salvager) read(b *page, p pageNo, memory bool) error {
+	if !memory {
+		return readWhole(s.a.file, b[:], int64(p)<<pageShift)
+	}
+	return s.guard(func() error {
+		src := s.page(p)
+		if src == nil {
+			return corruptAt(uint64(p)<<pageShift, "page outside the file")
+		}
+		*b = *src
+		return nil
+	})
+}
 
 // guard turns faults of the device inside fn into an error.
 func (s *salvager) guard(fn func() error) (err error) {
@@ -502,7 +572,7 @@ func (s *salvager) copyAll() error {
 	if err != nil {
 		return err
 	}
-	if s.incomplete || names.Lost != 0 || len(s.report.Damages) != findings {
+	if s.incomplete || names.Lost != 0 || len(s.report.Damages) != findings || s.report.More != 0 {
 		if err := s.findOrphans(found); err != nil {
 			return err
 		}
@@ -575,7 +645,7 @@ func (s *salvager) orphan(p pageNo, pg *page, found map[string]catalogEntry) {
 // isFree says whether the allocator has a page for free, as far as it can tell.
 func (s *salvager) isFree(p pageNo) bool {
 	g := s.a.space.region(int(p >> regionShift))
-	if uint64(g.bitmap) >= s.limit || g.valid() != nil {
+	if !s.intact(g.header) || !s.intact(g.bitmap) || g.valid() != nil {
 		return false
 	}
 	_, free := s.a.alloc.freeBlockAt(p)
@@ -584,6 +654,7 @@ func (s *salvager) isFree(p pageNo) bool {
 
 func (s *salvager) copyContainer(name string, e catalogEntry) error {
 	h := handle{a: s.a, name: name, kind: e.kind, key: e.key, value: e.value}
+	s.name = name
 	out := Salvaged{Name: name, Kind: e.kind, Key: e.key, Value: e.value}
 	var ok bool
 	var err error
@@ -716,9 +787,6 @@ func (s *salvager) eachEntry(d *dict, h pageNo, out *Salvaged, fn func(key, val 
 		return nil
 	}
 	w := &dictWalk{s: s, d: d, out: out, fn: fn, hdr: s.page(h), intact: s.intact(h)}
-	if !w.intact {
-		s.damaged(d.name, uint64(h)<<pageShift, corrupt("wrong checksum of a header page"))
-	}
 	w.directories(h)
 	if w.stop != nil {
 		return w.stop
@@ -757,9 +825,6 @@ func (w *dictWalk) directories(h pageNo) {
 		return
 	}
 	rootIntact := s.intact(no)
-	if !rootIntact {
-		s.damaged(w.d.name, uint64(no)<<pageShift, corrupt("wrong checksum of a root table"))
-	}
 	for i := range uint64(segmentCount) {
 		v := binary.LittleEndian.Uint64(root[8*i:])
 		if v == 0 {
@@ -781,10 +846,7 @@ func (w *dictWalk) directories(h pageNo) {
 				s.damaged(w.d.name, dir.at, fmt.Errorf("directory of a segment: %w", err))
 				continue
 			}
-			if suspect {
-				s.damaged(w.d.name, off, corrupt("wrong checksum of a directory"))
-				dir.intact = false
-			}
+			dir.intact = dir.intact && !suspect
 			dir.at, dir.entries = off, s.a.space.view(off, 4<<depth)
 		}
 		if w.directory(dir); w.stop != nil {
@@ -860,10 +922,7 @@ func (w *dictWalk) bucket(dir *dirSource, h uint64, head pageNo) {
 			n := b.depth()
 			placed := n >= dir.bits && n <= dir.bits+int(dir.depth) && b.prefix() == prefixOf(h, n) && b.link() >= link
 			intact := s.intact(no)
-			switch {
-			case !intact:
-				s.damaged(w.d.name, at, corrupt("wrong checksum of a bucket"))
-			case !placed:
+			if !placed {
 				s.damaged(w.d.name, at, corrupt("bucket of prefix %#x/%d stands for hash %#x", b.prefix(), n, h))
 			}
 			if placed || s.seed {
@@ -991,8 +1050,9 @@ func (s *salvager) copyList(h *handle, hdr pageNo, out *Salvaged) (ok bool, err 
 		return false, nil
 	}
 	w := &listWalk{s: s, src: src, dst: dst, out: out, t: src.table.Load(), intact: s.intact(hdr)}
-	if !w.intact {
-		s.damaged(h.name, uint64(hdr)<<pageShift, corrupt("wrong checksum of a header page"))
+	if len(w.t.entries) > 0 {
+		suspect, err := s.span(w.t.off, 4*len(w.t.entries))
+		w.tableIntact = w.intact && !suspect && err == nil
 	}
 	return true, w.run()
 }
@@ -1004,6 +1064,8 @@ type listWalk struct {
 	out      *Salvaged
 	t        *extentTable
 	intact   bool // the header page is
+
+	tableIntact bool // that, and the whole table of extents
 
 	batch   batch // elements to be appended, of a list of records
 	pending int64 // zeros to be appended after it
@@ -1044,7 +1106,7 @@ func (w *listWalk) zeros(n, lost uint64) error {
 	w.out.Entries += int64(n - lost)
 	w.out.Lost += int64(lost)
 	w.pending += int64(n)
-	if !w.intact {
+	if !w.tableIntact {
 		w.out.Suspect += int64(n - lost)
 	}
 	return nil
@@ -1117,13 +1179,6 @@ func (w *listWalk) block(p, off, n uint64, suspect, bad bool) error {
 		wrong, _ := s.span(off+i*w.t.width, int(w.t.width))
 		return wrong
 	}
-	if bad {
-		for q := off >> pageShift; q <= (off+n*w.t.width-1)>>pageShift; q++ {
-			if !s.intact(pageNo(q)) {
-				s.damaged(w.src.name, q<<pageShift, corrupt("wrong checksum of a page of elements"))
-			}
-		}
-	}
 	if w.src.refs {
 		return w.refs(p, off, n, isSuspect)
 	}
@@ -1182,6 +1237,9 @@ func (w *listWalk) refs(p, off, n uint64, isSuspect func(i uint64) bool) error {
 		case lost: // never written
 			if err := w.zeros(1, 0); err != nil {
 				return err
+			}
+			if w.tableIntact && isSuspect(i) {
+				w.out.Suspect++
 			}
 		default:
 			w.out.Entries++
