@@ -571,7 +571,10 @@ func (a *Arena) finish() error {
 	}
 	a.io.Lock()
 	defer a.io.Unlock()
-	if a.header.state != headerLive || a.failure() != nil {
+	if err := a.failure(); err != nil {
+		return err // of the commit's checkpoint; with NoSync the commit may be lost too
+	}
+	if a.header.state != headerLive {
 		return nil
 	}
 	a.log.ahead.Wait()

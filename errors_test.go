@@ -1645,12 +1645,14 @@ func smallDisk(t *testing.T, kind string) string {
 		image := dir + ".image"
 		require.NoError(t, os.WriteFile(image, make([]byte, 68<<20), 0o600))
 		if out, err := exec.Command("mkfs."+kind, "-q", image).CombinedOutput(); err != nil {
+			require.Empty(t, os.Getenv("EMD_TEST_ROOT"), "mkfs.%s: %v: %s", kind, err, out)
 			t.Logf("mkfs.%s: %v: %s", kind, err, out)
 			return ""
 		}
 		mount = exec.Command("mount", "-o", "loop", image, dir)
 	}
 	if out, err := mount.CombinedOutput(); err != nil {
+		require.Empty(t, os.Getenv("EMD_TEST_ROOT"), "mount: %v: %s", err, out)
 		t.Logf("mount: %v: %s", err, out)
 		return ""
 	}
