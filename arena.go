@@ -377,7 +377,7 @@ func (a *Arena) tidy(log file, recs []record, size int64) error {
 		began := time.Now()
 		err := errors.Join(recoverLog(log, a.file, &a.header, recs, a.opts.FullPages), log.Close())
 		if err != nil {
-			return err
+			return asFull(err)
 		}
 		if err := a.fs.Remove(a.log.path); err != nil {
 			return err
