@@ -3,9 +3,11 @@ package emd
 import (
 	"bufio"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -190,6 +192,7 @@ func (k *killRun) run(t *testing.T, check func(t *testing.T, round int, said []s
 		what := fmt.Sprintf("-emd.crash.seed %d, round %d: child with seed %d, %s", seed, round, childSeed, mode)
 		c := k.start(t, k.name, k.path(), strconv.FormatUint(childSeed, 10), arg, mode)
 		require.Equal(t, "opening", c.line(), "%s: %s", what, c.errs)
+		enough := k.peek(t)
 		said := k.moment(c, r)
 		ended := c.ended
 		if ended {
@@ -197,6 +200,7 @@ func (k *killRun) run(t *testing.T, check func(t *testing.T, round int, said []s
 			require.NoError(t, err, "%s: %s", what, c.errs)
 		}
 		said = append(said, k.end(t, r, c)...)
+		enough()
 		require.NotContains(t, c.errs.String(), "panic: ", "%s", what)
 		if ended || !k.lossy { // else the child may well complain of its disk
 			require.NotContains(t, c.errs.String(), "child:", "%s", what)
@@ -233,6 +237,40 @@ func (k *killRun) run(t *testing.T, check func(t *testing.T, round int, said []s
 	}
 	assert.NotZero(t, k.tally["wrote"], "children that came to write")
 	t.Logf("%d rounds, seed %d: %v, %d commits recovered from logs", k.rounds, seed, k.tally, k.recovered.Load())
+}
+
+// peek opens the file read-only again and again while the child lives, as another process does: it is locked, or else whole, and the
+// child waits. The returned function ends that.
+func (k *killRun) peek(t *testing.T) (enough func()) {
+	if k.lossy {
+		return func() {} // a disk without power shows what it likes
+	}
+	done := make(chan struct{})
+	var reader sync.WaitGroup
+	reader.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			case <-time.After(10 * time.Millisecond):
+			}
+			a, err := openWith(k.path(), &Options{ReadOnly: true}, killLimits(0))
+			switch {
+			case err == nil:
+				k.tally["read"]++
+				assert.NoError(t, a.Check(context.Background(), nil), "read-only, beside the child")
+				assert.NoError(t, a.Close())
+			case errors.Is(err, ErrLocked):
+				k.tally["locked out"]++
+			default:
+				assert.ErrorIs(t, err, fs.ErrNotExist)
+			}
+		}
+	})
+	return func() {
+		close(done)
+		reader.Wait()
+	}
 }
 
 // moment lets the child come to a random moment of its opening, writing or closing.
