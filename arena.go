@@ -380,7 +380,7 @@ func (a *Arena) tidy(log file, recs []record, size int64) error {
 		began := time.Now()
 		err := errors.Join(recoverLog(log, a.file, &a.header, recs, a.opts.FullPages), log.Close())
 		if err != nil {
-			return err
+			return asFull(err)
 		}
 		if err := a.fs.Remove(a.log.path); err != nil {
 			return err
@@ -576,7 +576,10 @@ func (a *Arena) finish() error {
 	}
 	a.io.Lock()
 	defer a.io.Unlock()
-	if a.header.state != headerLive || a.failure() != nil {
+	if err := a.failure(); err != nil {
+		return err // of the commit's checkpoint; with NoSync the commit may be lost too
+	}
+	if a.header.state != headerLive {
 		return nil
 	}
 	a.log.ahead.Wait()

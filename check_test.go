@@ -175,3 +175,72 @@ func TestCheckProgress(t *testing.T) {
 		return nil
 	}), ErrInUpdate)
 }
+
+// TestCheckDamageStays spoils a page in the file, changes a part of it through
+// the library and checkpoints: the damage must not get a good checksum by that,
+// neither in a checkpoint nor in a recovery.
+func TestCheckDamageStays(t *testing.T) {
+	for name, spoil := range map[string]func(a *Arena, d *EMDict[uint64, uint64]) pageNo{
+		"page":  func(_ *Arena, d *EMDict[uint64, uint64]) pageNo { return d.d.hdr },
+		"table": func(*Arena, *EMDict[uint64, uint64]) pageNo { return sumsAt(0) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			disk := newSimDisk()
+			open := func() (*Arena, *EMDict[uint64, uint64]) {
+				a, err := openWith(crashPath, &Options{HashSeed: 1}, crashOptions(disk))
+				require.NoError(t, err)
+				d, err := Dict[uint64, uint64](a, "d", nil)
+				require.NoError(t, err)
+				return a, d
+			}
+			a, d := open()
+			require.NoError(t, d.Set(1, 1))
+			p := spoil(a, d)
+			require.NoError(t, a.Close())
+			disk.names[crashPath].visible[int(p)<<pageShift+pageSize-1] ^= 1
+			for round := range uint64(3) {
+				a, d = open()
+				require.NoError(t, d.Set(round+2, 1)) // changes the count in the header page
+				require.NoError(t, a.Sync())
+				if round == 1 { // recovery seals too
+					disk = disk.kill()
+					a, _ = open()
+				}
+				err := check(a)
+				require.ErrorIs(t, err, ErrCorrupt, "round %d", round)
+				require.ErrorContains(t, err, fmt.Sprintf("page %d does not have its checksum", p))
+				require.NoError(t, a.Close())
+			}
+		})
+	}
+}
+
+// TestCheckNames requires that a finding about a page names the container it
+// belongs to.
+func TestCheckNames(t *testing.T) {
+	path := checkedFile(t, 2000)
+	b, err := os.ReadFile(path)
+	require.NoError(t, err)
+	a, err := Open(path, nil)
+	require.NoError(t, err)
+	d, err := Dict[uint64, uint64](a, "words", nil)
+	require.NoError(t, err)
+	pages := map[pageNo]bool{}
+	require.NoError(t, d.d.verify(func(p pageNo, n uint32) error {
+		pages[p] = true
+		return nil
+	}))
+	require.NoError(t, a.Close())
+	for p := range pages {
+		b[int(p)<<pageShift+100] ^= 0x10
+	}
+	require.NoError(t, os.WriteFile(path, b, 0o600))
+	a, err = Open(path, &Options{ReadOnly: true})
+	require.NoError(t, err)
+	err = check(a)
+	var e *Error
+	require.ErrorAs(t, err, &e)
+	require.Equal(t, "words", e.Container)
+	require.True(t, pages[pageNo(e.Offset>>pageShift)], "offset %#x", e.Offset)
+	require.NoError(t, a.Close())
+}

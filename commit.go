@@ -67,11 +67,16 @@ func (a *Arena) commitNow(own bool) error {
 // commitError sorts a failure of a commit before its record: a full disk is
 // ordinary, everything stays as dirty as it was; anything else stops the arena.
 func (a *Arena) commitError(err error) error {
-	var hard *hardError
-	if err == nil || isFull(err) && !errors.As(err, &hard) {
+	if err == nil || onlyFull(err) {
 		return asFull(err)
 	}
 	return a.fail(err)
+}
+
+// onlyFull says that a write found no room, and nothing else is amiss.
+func onlyFull(err error) bool {
+	var hard *hardError
+	return isFull(err) && !errors.As(err, &hard)
 }
 
 // A hardError is a failed fsync or truncation: what the file holds is in doubt
@@ -305,7 +310,7 @@ func (a *Arena) persist(c *captured) error {
 	}
 	if c.buf != nil {
 		if err := a.log.write(c.buf, 0); err != nil {
-			if !isFull(err) {
+			if !onlyFull(err) {
 				return a.fail(err)
 			}
 			a.uncapture(c)

@@ -775,3 +775,51 @@ func (j *crashJudge) add(k *crashJudge) {
 	j.points += k.points
 	j.complete += k.complete
 }
+
+// TestCloseTellsOfFailures lets the disk die at each operation of a Close, whose commit is followed by a checkpoint, for good. A Close that returns nil has
+// left everything on the disk, with NoSync too.
+func TestCloseTellsOfFailures(t *testing.T) {
+	errDead := errors.New("input/output error")
+	r := rand.New(rand.NewPCG(1, 2))
+	for _, opts := range []Options{{}, {NoSync: true}} {
+		closed, failed := false, 0
+		for n := 1; !closed; n++ {
+			disk := newSimDisk()
+			a, err := openWith(crashPath, &opts, crashOptions(disk))
+			require.NoError(t, err)
+			l, err := List[uint64](a, "list", nil)
+			require.NoError(t, err)
+			require.NoError(t, l.Append(make([]uint64, 1<<14)...))
+			require.NoError(t, a.Sync())
+			for i := range l.Len() { // more than the log may hold
+				require.NoError(t, l.Set(i, 7))
+			}
+			start := disk.ops
+			disk.before = func(i int, _ string) error {
+				if i-start >= n {
+					return errDead
+				}
+				return nil
+			}
+			err = a.Close()
+			closed = disk.ops-start < n
+			disk.before = nil
+			if closed {
+				require.NoError(t, err)
+				continue
+			}
+			if err != nil {
+				require.ErrorIs(t, err, errDead)
+				failed++
+				continue
+			}
+			b, err := openWith(crashPath, &opts, crashOptions(disk.cut(r)))
+			require.NoError(t, err)
+			got := contentOf(t, b)
+			require.NoError(t, b.Close())
+			require.Equal(t, 1<<14, len(got.list), "Close returned nil although operation %d and all after it had failed (NoSync %t)", n, opts.NoSync)
+			require.EqualValues(t, 7, got.list[0], "Close returned nil although operation %d and all after it had failed (NoSync %t)", n, opts.NoSync)
+		}
+		require.Greater(t, failed, 5)
+	}
+}

@@ -97,6 +97,11 @@ type redoLog struct {
 	inline     bool   // write zeros before the commit returns, for tests
 	ahead      sync.WaitGroup
 	aheadErr   error // guarded by mu: the writer of zeros failed
+
+	// The kernel tells an open file once that bytes were lost. So one at a
+	// time asks, and the first failure is everybody's, for good (R8).
+	syncMu  sync.Mutex
+	syncErr error
 }
 
 func logPath(path string) string { return path + "-log" }
@@ -182,11 +187,20 @@ func (l *redoLog) write(b []byte, at int64) error {
 
 // sync waits until the records written so far are on disk.
 func (l *redoLog) sync() error {
-	if err := l.f.Sync(); err != nil {
+	if err := l.fsync(); err != nil {
 		return err
 	}
 	l.durable = l.seq
 	return nil
+}
+
+func (l *redoLog) fsync() error {
+	l.syncMu.Lock()
+	defer l.syncMu.Unlock()
+	if l.syncErr == nil {
+		l.syncErr = hard(l.f.Sync())
+	}
+	return l.syncErr
 }
 
 // accept makes the record of n bytes at the tail part of the log.
@@ -206,7 +220,7 @@ func (l *redoLog) writeAhead() {
 	}
 	l.ahead.Wait()
 	write := func() {
-		if err := l.zeroAhead(); err != nil && !isFull(err) {
+		if err := l.zeroAhead(); err != nil && !onlyFull(err) {
 			l.mu.Lock()
 			l.aheadErr = err
 			l.mu.Unlock()
@@ -232,7 +246,7 @@ func (l *redoLog) zeroAhead() error {
 			return err
 		}
 	}
-	return l.f.Sync()
+	return l.fsync()
 }
 
 // close closes the log; remove also takes its name away.

@@ -14,14 +14,14 @@ import (
 //
 // # Terms
 //
-// The main file has three header slots and a few pages of two units each. The log file has two areas of records. What
+// The main file has three header slots, a few pages of two units each, and a checksum of each page. The log file has two areas of records. What
 // the disk writes whole or not at all is a cell: a slot, a unit, a part of a record, the name of the log in its folder.
 // With "garbage" a power cut may also spoil a cell that was being written (Options.FullPages is for such disks).
 //
 // A commit captures the dirty units of memory: those below the border go into a log record, those above it (fresh
 // space) straight into the main file. A lazy commit is one with Options.NoSync, which waits for nothing; the model lets
-// both kinds follow each other in one session, which is more than the library offers. A checkpoint moves the units of the
-// log to the main file and starts the next generation of the log. The mark is the number of pages in use. The root
+// both kinds follow each other in one session, which is more than the library offers. A checkpoint seals the log with a record
+// of the checksums that the pages will have, moves the units of the log to the main file and starts the next generation of the log. The mark is the number of pages in use. The root
 // is the number of the commit; it stands for all else that a header and a record say.
 //
 // # What is checked
@@ -29,7 +29,7 @@ import (
 // A script of operations runs. After every single write the power is cut in every way: each cell that was written since
 // its last sync holds its synced content or anything written later, in all combinations (up to a bound; beyond it a
 // sample). What recovery would read then must be one whole commit, not older than the last acknowledged one, and never
-// an error. Faults (a killed process, a power cut, a failed sync, a full disk) strike inside of operations, recovery
+// an error; and unless units are being moved, each page must have its checksum. Faults (a killed process, a power cut, a failed sync, a full disk) strike inside of operations, recovery
 // among them; the script goes on after them. Memory is compared after each operation. Whenever a commit is
 // acknowledged, and while units are being moved, each cell in turn is spoiled: damage must be an error or a whole
 // commit, which is older only if nothing that is left says that more was durable.
@@ -44,8 +44,10 @@ const (
 	protoPages    = 4 // at most this many pages
 	protoPerPage  = 2 // units in a page
 	protoUnits    = protoPages * protoPerPage
-	protoArea     = 8 // cells of one log area
-	protoMainSize = protoSlots + protoUnits
+	protoSums     = protoUnits // where the checksums begin, counted as units are
+	protoAll      = protoSums + protoPages
+	protoArea     = 14 // cells of one log area
+	protoMainSize = protoSlots + protoAll
 	protoLogSize  = 2 * protoArea
 )
 
@@ -77,6 +79,10 @@ const (
 
 	ruleLazyMain
 	ruleLazyLog
+	ruleSeal
+	ruleSealFresh
+	ruleSealCommitted
+	ruleSealWait
 	ruleNeed
 	ruleNeedWait
 	ruleFromLog
@@ -90,6 +96,7 @@ const (
 	ruleFailStop
 	ruleFailStopFull
 
+	ruleSealCopy
 	ruleCopy
 	ruleOtherArea
 	ruleCopyWait
@@ -135,8 +142,13 @@ var protoRuleNames = [protoRuleEnd]string{
 	ruleLeftover:   "R12 a clean header that was read is written again before a leftover log is removed",
 	ruleNewLog:     "R12 a leftover log is removed, not used again",
 
-	ruleLazyMain:  "R6 a checkpoint first syncs the fresh bytes of lazy commits",
-	ruleLazyLog:   "R6 a checkpoint first syncs the records of lazy commits",
+	ruleLazyMain:      "R6 a checkpoint first syncs the fresh bytes of lazy commits",
+	ruleLazyLog:       "R6 a checkpoint first syncs the records of lazy commits",
+	ruleSeal:          "R6 a checkpoint seals what the log changes",
+	ruleSealFresh:     "R6 and the fresh pages of the generation",
+	ruleSealCommitted: "R6 checksums are those of committed bytes, not of memory",
+	ruleSealWait:      "R6 the seal is durable before a header needs it",
+
 	ruleNeed:      "R6 a header says that the log is needed before units are written",
 	ruleNeedWait:  "R6 that header is durable before units are written",
 	ruleFromLog:   "R6 a checkpoint writes what the log holds, not what memory holds",
@@ -150,6 +162,7 @@ var protoRuleNames = [protoRuleEnd]string{
 	ruleFailStop:     "R8 a failed sync stops the arena and is not repeated",
 	ruleFailStopFull: "R8 a checkpoint that meets a full disk stops the arena",
 
+	ruleSealCopy:       "R7 recovery seals its copy of the records",
 	ruleCopy:           "R7 recovery copies the records",
 	ruleOtherArea:      "R7 it copies them to the other area",
 	ruleCopyWait:       "R7 the copy is durable before a header names it",
@@ -418,6 +431,19 @@ func (img *protoImage) unit(u int) byte {
 	return 0xFF // garbage
 }
 
+// disagrees reports a page below mark without its checksum.
+func (img *protoImage) disagrees(mark int) bool {
+	for p := range mark {
+		if img.unit(protoSums+p) != protoSum(img.unit(p*protoPerPage), img.unit(p*protoPerPage+1)) {
+			return true
+		}
+	}
+	return false
+}
+
+// protoSum is the checksum of a page: 0 for zeros.
+func protoSum(a, b byte) byte { return a*7 ^ b*31 }
+
 // freshSum returns the checksum of the bytes that lie where r has its fresh pages.
 func (img *protoImage) freshSum(r *protoRecord) string {
 	var b []byte
@@ -469,7 +495,12 @@ func (img *protoImage) read(broken protoRule) (f protoFound, err error) {
 		f.state.units[u] = img.unit(u)
 	}
 	for _, u := range protoContent(f.records, f.state.mark) {
-		f.state.units[u.at] = u.value
+		if u.at < protoUnits {
+			f.state.units[u.at] = u.value
+		}
+	}
+	if f.header.need == 0 && img.disagrees(f.header.mark) {
+		return f, fmt.Errorf("a page does not have its checksum")
 	}
 	return f, nil
 }
@@ -502,16 +533,16 @@ func (img *protoImage) readLog(h protoHeader, broken protoRule) (records []*prot
 	return records, nil
 }
 
-// protoContent returns the units that records hold below mark, each once, with its last value.
+// protoContent returns the units and checksums that records hold of pages below mark, each once, with its last value.
 func protoContent(records []*protoRecord, mark int) (units []protoUnit) {
-	var last [protoUnits]*protoUnit
+	var last [protoAll]*protoUnit
 	for _, r := range records {
 		for i := range r.units {
 			last[r.units[i].at] = &r.units[i]
 		}
 	}
-	for _, u := range last[:mark*protoPerPage] {
-		if u != nil {
+	for at, u := range last {
+		if u != nil && (at < mark*protoPerPage || at >= protoSums && at < protoSums+mark) {
 			units = append(units, *u)
 		}
 	}
@@ -683,7 +714,9 @@ func (y *protoSystem) rollback() {
 	}
 	if y.keeps(ruleRollback) {
 		for _, u := range protoContent(y.records, y.mark) {
-			y.state.units[u.at] = u.value
+			if u.at < protoUnits {
+				y.state.units[u.at] = u.value
+			}
 		}
 	}
 	if !y.keeps(ruleBorderRollback) {
@@ -717,7 +750,8 @@ func (y *protoSystem) commit(wait bool, busy func()) bool {
 	if !y.startLog() {
 		return false
 	}
-	if y.tail+protoRecordSize(y.loggedUnits()) > protoArea {
+	// There must be room for two seals: one may be left from a crash between it and the header.
+	if y.tail+protoRecordSize(y.loggedUnits()) > protoArea-2*protoRecordSize(protoPages) {
 		y.checkpoint()
 	}
 
@@ -857,8 +891,65 @@ func (y *protoSystem) checkpoint() {
 		return
 	}
 	y.syncLazy()
+	y.sealLog()
 	y.fold(y.records, y.header.area, true)
 	y.acknowledge()
+}
+
+// sealLog appends the checksums to the live log.
+func (y *protoSystem) sealLog() {
+	seal := y.seal(y.disk.image(), y.records)
+	if seal == nil {
+		return
+	}
+	at := y.header.area*protoArea + y.tail
+	for i := range seal.size() {
+		y.mustWrite(y.log[at+i], protoPart{seal, i})
+	}
+	y.tail += seal.size()
+	y.records = append(y.records, seal)
+	if y.keeps(ruleSealWait) {
+		y.sync(y.log)
+	}
+}
+
+// seal returns a record of the checksums of the pages that records have changed, nil if there are none. img is the main
+// file before any unit is moved.
+func (y *protoSystem) seal(img *protoImage, records []*protoRecord) *protoRecord {
+	last := *records[len(records)-1]
+	var changed [protoPages]bool
+	units := y.state.units
+	if y.keeps(ruleSealCommitted) {
+		for u := range units {
+			units[u] = img.unit(u)
+		}
+		for _, u := range protoContent(records, last.mark) {
+			if u.at < protoUnits {
+				units[u.at] = u.value
+			}
+		}
+	}
+	for _, r := range records {
+		for _, u := range r.units {
+			if u.at < protoUnits {
+				changed[u.at/protoPerPage] = true
+			}
+		}
+	}
+	seal := &protoRecord{
+		gen: last.gen, seq: last.seq + 1, root: last.root, mark: last.mark,
+		durable: y.durable, freshFrom: last.mark,
+	}
+	for p := range last.mark {
+		fresh := p >= y.header.mark && y.keeps(ruleSealFresh)
+		if fresh || changed[p] && y.keeps(ruleSeal) {
+			seal.units = append(seal.units, protoUnit{protoSums + p, protoSum(units[p*protoPerPage], units[p*protoPerPage+1])})
+		}
+	}
+	if len(seal.units) == 0 {
+		return nil
+	}
+	return seal
 }
 
 // syncLazy waits for what lazy commits have not waited for.
@@ -884,7 +975,7 @@ func (y *protoSystem) fold(records []*protoRecord, area int, live bool) {
 		y.putHeader(h, y.keeps(ruleNeedWait))
 	}
 	for _, u := range protoContent(records, last.mark) {
-		if !y.keeps(ruleFromLog) {
+		if !y.keeps(ruleFromLog) && u.at < protoUnits {
 			u.value = y.state.units[u.at]
 		}
 		y.mustWrite(y.disk.main[protoSlots+u.at], u.value)
@@ -913,6 +1004,7 @@ func (y *protoSystem) close() {
 	if !y.commit(true, nil) {
 		return
 	}
+	y.sealLog()
 	y.fold(y.records, y.header.area, false)
 	y.mustWrite(y.disk.folder[0], nil)
 	y.open()
@@ -960,7 +1052,7 @@ func (y *protoSystem) recover(img *protoImage, f protoFound) {
 	}
 	area := f.header.area
 	if y.keeps(ruleCopy) {
-		area = y.copyLog(f)
+		area, f.records = y.copyLog(img, f)
 	}
 	if !y.keeps(ruleFreshAgainWait) {
 		y.freshAgain(img, f)
@@ -992,14 +1084,20 @@ func (y *protoSystem) freshAgain(img *protoImage, f protoFound) {
 	}
 }
 
-// copyLog copies the records to the other area and returns it.
-func (y *protoSystem) copyLog(f protoFound) (area int) {
+// copyLog copies the records to the other area, seals them there, and returns both.
+func (y *protoSystem) copyLog(img *protoImage, f protoFound) (area int, records []*protoRecord) {
 	area = 1 - f.header.area
 	if !y.keeps(ruleOtherArea) {
 		area = f.header.area
 	}
+	records = f.records
+	if f.header.need == 0 && y.keeps(ruleSealCopy) {
+		if seal := y.seal(img, records); seal != nil {
+			records = append(slices.Clip(records), seal)
+		}
+	}
 	i := area * protoArea
-	for _, r := range f.records {
+	for _, r := range records {
 		for k := range r.size() {
 			y.mustWrite(y.log[i], protoPart{r, k})
 			i++
@@ -1008,7 +1106,7 @@ func (y *protoSystem) copyLog(f protoFound) (area int) {
 	if y.keeps(ruleCopyWait) {
 		y.sync(y.log)
 	}
-	return area
+	return area, records
 }
 
 // # Faults
