@@ -197,7 +197,8 @@ func TestCheckDamageStays(t *testing.T) {
 			require.NoError(t, d.Set(1, 1))
 			p := spoil(a, d)
 			require.NoError(t, a.Close())
-			disk.names[crashPath].visible[int(p)<<pageShift+pageSize-1] ^= 1
+			at := int(p)<<pageShift + pageSize - 1
+			disk.names[crashPath].cache.write([]byte{disk.bytes(crashPath)[at] ^ 1}, int64(at))
 			for round := range uint64(3) {
 				a, d = open()
 				require.NoError(t, d.Set(round+2, 1)) // changes the count in the header page

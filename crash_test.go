@@ -815,10 +815,10 @@ func TestCloseTellsOfFailures(t *testing.T) {
 			}
 			b, err := openWith(crashPath, &opts, crashOptions(disk.cut(r)))
 			require.NoError(t, err)
-			got := contentOf(t, b)
-			require.NoError(t, b.Close())
-			require.Equal(t, 1<<14, len(got.list), "Close returned nil although operation %d and all after it had failed (NoSync %t)", n, opts.NoSync)
-			require.EqualValues(t, 7, got.list[0], "Close returned nil although operation %d and all after it had failed (NoSync %t)", n, opts.NoSync)
+			got, err := contentOf(b)
+			require.NoError(t, errors.Join(err, b.Close()))
+			require.Equal(t, 1<<14, len(got.lists["list"]), "Close returned nil although operation %d and all after it had failed (NoSync %t)", n, opts.NoSync)
+			require.EqualValues(t, 7, got.lists["list"][0], "Close returned nil although operation %d and all after it had failed (NoSync %t)", n, opts.NoSync)
 		}
 		require.Greater(t, failed, 5)
 	}
