@@ -747,7 +747,7 @@ func TestCrash(t *testing.T) {
 		case raceEnabled: // many times slower, and races do not depend on where the power is cut
 			j.limit, j.sample, j.deep, j.kills = 2, 1, [2]float64{}, 0.02
 		case mode.name != crashModes[0].name || script.name == "":
-			j.limit, j.sample = j.limit/4, j.sample/2
+			j.limit, j.sample = j.limit/4, max(1, j.sample/3)
 		}
 		require.NoError(t, newCrashWorld(seed, mode.opts, j).run(script.ops))
 		t.Log(t.Name(), j)
