@@ -5,7 +5,7 @@
 # make qemu QEMUFLAGS='-timeout 2h'   the full suite on other processors
 
 GO      ?= go
-MEETING  = TestModel|Writers|Readers|Concurrent|Busy|BesideClose|RolledBack|OthersWait|WhileChanging|GroupCommit|Callback
+MEETING  = TestModel|TestRace|Writers|Readers|Concurrent|Busy|BesideClose|RolledBack|OthersWait|WhileChanging|GroupCommit|Callback
 PORTABLE = TestSame|TestSample|TestCodec|TestDerived(RoundTrips|Hostile|Keys|InContainers|NaN)|TestEntries|TestHash(Vectors|Stable|Secrets)|TestLayoutFor|TestControlWords|TestExtentTable|TestUnixMapping|TestEMListQueue|TestEMListExtentBorders|TestEMDict(Bytes|FloatKeys|Rollback)|TestUpdate|TestDefectLock
 TARGETS ?= windows/amd64 windows/386 darwin/arm64 darwin/amd64 freebsd/amd64 openbsd/amd64 linux/arm64 linux/s390x
 
@@ -26,7 +26,7 @@ demo:
 	./demo/wordcount -db demo/go.emd -get err
 
 test:
-	$(call each,$(GO) test -timeout 20m ./...)
+	$(call each,$(GO) test -timeout 20m $(TESTFLAGS) ./...)
 
 bench:
 	$(call each,$(GO) test -run '^$$' -bench . -benchmem $(BENCHFLAGS) ./...)

@@ -179,7 +179,10 @@ func (w *world) run(readers int) {
 	}()
 	stop := w.observe(readers)
 	defer stop()
-	for range pick(*stepsFlag, 3000, 600) {
+	for step := range pick(*stepsFlag, 3000, 600) {
+		if step%40 == 0 {
+			w.noError(w.a.verifyMemory(), "step %d: a store that nobody marked", step)
+		}
 		n := w.r.IntN(1000)
 		if n >= 880 {
 			w.shortage(0)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -343,6 +344,35 @@ func TestSpaceOfRandomChange(t *testing.T) {
 	require.NoError(t, a.Close())
 }
 
+// TestUnmarkedStore requires that verifyMemory, which the model tests call, finds
+// a store that bypassed the marks, on every kind of page.
+func TestUnmarkedStore(t *testing.T) {
+	for _, heap := range []bool{false, true} {
+		a := testArena(t, testOptions{internalOptions: internalOptions{heap: heap}})
+		d, err := Dict[uint64, uint64](a, "d", nil)
+		require.NoError(t, err)
+		for i := range uint64(1000) {
+			require.NoError(t, d.Set(i, i))
+		}
+		require.NoError(t, a.Sync())
+		require.NoError(t, d.Set(1, 2)) // marked
+		require.NoError(t, a.verifyMemory())
+		found := 0
+		require.NoError(t, d.d.verify(func(p pageNo, _ uint32) error {
+			b := a.space.page(p)
+			b[pageSize-1] ^= 1
+			if err := a.verifyMemory(); err != nil {
+				require.ErrorContains(t, err, "changed without a mark")
+				found++
+			}
+			b[pageSize-1] ^= 1
+			require.NoError(t, a.verifyMemory())
+			return nil
+		}))
+		require.Greater(t, found, 5) // but for a line that a Set has marked
+	}
+}
+
 // TestOpenReadsLittle opens closed files of a million elements and counts the bytes read for it.
 func TestOpenReadsLittle(t *testing.T) {
 	n := pick(0, 1_000_000, 100_000)
@@ -401,4 +431,24 @@ func TestMillions(t *testing.T) {
 			require.NoError(t, f.close())
 		})
 	}
+}
+
+// childRace is the child of TestRacePlanted.
+func childRace(args []string) {
+	a, err := openWith(args[0], nil, internalOptions{heap: true})
+	must(err)
+	l, err := List[uint64](a, "l", nil)
+	must(err)
+	must(l.Append(1, 2, 3))
+	page := a.space.page(l.l.hdr)
+	var both sync.WaitGroup
+	for range 2 {
+		both.Go(func() {
+			for range 1000 {
+				page[pageSize-1]++
+			}
+		})
+	}
+	both.Wait()
+	must(a.Close())
 }

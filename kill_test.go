@@ -40,6 +40,7 @@ var children = map[string]func(args []string){
 	"prefix":  killPrefix,
 	"writers": killWriters,
 	"open":    childOpen,
+	"race":    childRace,
 	"exit":    childExit,
 	"full":    childFull,
 	"strings": childStrings,

@@ -17,6 +17,7 @@ const (
 	recordWaitRule // R4: the record is durable before the commit is acknowledged. Otherwise it is lost.
 	ownCellsRule   // R5: a record shares no sector with the one before. Otherwise a torn write takes an acknowledged commit along.
 	staysDirtyRule // R8: what a commit captured is dirty again when its record found no room. Otherwise the next commit misses it.
+	fullPagesRule  // R5: with FullPages the log holds whole pages. Otherwise noise in a torn sector stays.
 	wholePageRule  // R3: a page allocated in logged space is logged whole. Otherwise bytes of its past come back.
 	zerosRule      // R10: space above the mark is cut off when the file is opened. Otherwise bytes of its past count as zeros.
 
@@ -31,6 +32,7 @@ const (
 
 	lazyMainRule  // R6: fresh bytes of commits that did not wait are durable before the header says that the log is needed.
 	logWaitRule   // R6: so are the records, and the checksums behind them. Otherwise the header needs what is not there.
+	sealRule      // R6: a checkpoint seals the pages that it changes. Otherwise they look damaged.
 	needRule      // R6: that header comes before pages change. Otherwise fresh bytes that changed look torn.
 	needWaitRule  // R6: it is durable before they do.
 	unitsWaitRule // R6: pages are durable before the header of the next generation is written. Otherwise they are old, and the log forgotten.

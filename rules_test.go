@@ -1,7 +1,9 @@
 package emd
 
 import (
+	"flag"
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -55,29 +57,82 @@ func (w *crashWorld) damage() {
 	}
 }
 
-// shownRules are the rules of which it is shown what their breaking does, each with the test that notices it first.
-var shownRules = map[rule]string{
-	freshFirstRule: "deletes with reuse of space",
-	recordWaitRule: "damage in appends",
-	ownCellsRule:   "damage in appends",
-	wholePageRule:  "damage in deletes with reuse of space",
-	folderRule:     "appends",
-	liveFirstRule:  "appends",
-	cleanFirstRule: "appends",
-	staysDirtyRule: "failing I/O",
-	removeLogRule:  "failing I/O",
+// A shownRule is a rule and the test that notices when it is broken.
+type shownRule struct {
+	rule rule
+	mode string // of crashModes
+	test string // a script of crashDirected, "damage in" one, or "failing I/O"
 }
 
-// TestCrashRules breaks rules of the protocol in turn and requires that the simulator notices.
+var findAllRules = flag.Bool("emd.rules.all", false, "look in all tests, not in the likely ones only")
+
+var findRules = flag.String("emd.rules", "", "for the rules first-last, by number, look for a test that notices when they are broken")
+
+// TestCrashRules breaks each rule of the protocol in turn and requires that the simulator notices.
 func TestCrashRules(t *testing.T) {
+	if *findRules != "" {
+		findShownRules(t)
+		return
+	}
 	for i, script := range crashDirected { // damage alone is no reason to complain
 		why := noRule.breaks(func(bad func(string)) { damageScript(bad, uint64(i), crashModes[0], script) })
 		require.Empty(t, why, script.name)
 	}
-	for r, by := range shownRules {
-		why := r.noticedBy(by)
-		require.NotEmpty(t, why, "rule %d: %s", r, by)
-		t.Logf("rule %d: %s: %.200s", r, by, why)
+	shown := map[rule]bool{}
+	for _, s := range shownRules {
+		shown[s.rule] = true
+		why := s.rule.noticedBy(s.mode, s.test)
+		require.NotEmpty(t, why, "rule %d: %s/%s", s.rule, s.mode, s.test)
+		t.Logf("rule %d is noticed in %s/%s: %.200s", s.rule, s.mode, s.test, why)
+	}
+	for r := noRule + 1; r < ruleEnd; r++ {
+		require.True(t, shown[r], "rule %d", r)
+	}
+	t.Logf("TestCrashRules: %d rules broken in turn, each noticed", len(shown))
+}
+
+// findShownRules prints what shownRules could be: the first of the likely tests that notices, else any.
+func findShownRules(t *testing.T) {
+	scripts := func(mode, kind string, names ...string) (tests []shownRule) {
+		for _, name := range names {
+			tests = append(tests, shownRule{mode: mode, test: kind + name})
+		}
+		return tests
+	}
+	var all []string
+	for _, script := range crashDirected {
+		all = append(all, script.name)
+	}
+	likely := slices.Concat(
+		scripts("default", "", "appends", "deletes with reuse of space", "log reset", "killed", "crashes in recovery", "rollback then sync", "update fails"),
+		scripts("default", "damage in ", "appends", "log reset", "killed", "with and without fresh space"),
+		scripts("nosync", "", "with and without fresh space", "killed", "crashes in recovery", "log reset"),
+		scripts("fullpages", "", "overwrites", "killed", "crashes in recovery"),
+		scripts("fullpages nosync", "", "killed", "crashes in recovery"),
+		scripts("fullpages", "damage in ", "checkpoint"),
+	)
+	if *findAllRules {
+		likely = append(likely, scripts("default", "", "failing I/O")...)
+	}
+	if *findAllRules {
+		for _, mode := range crashModes {
+			likely = slices.Concat(likely, scripts(mode.name, "", all...), scripts(mode.name, "damage in ", all...))
+		}
+	}
+	var first, last int
+	_, err := fmt.Sscanf(*findRules, "%d-%d", &first, &last)
+	require.NoError(t, err)
+	for r := rule(first); r <= rule(last) && r < ruleEnd; r++ {
+		i := slices.IndexFunc(likely, func(s shownRule) bool {
+			why := r.noticedBy(s.mode, s.test)
+			if why != "" {
+				fmt.Printf("{%d, %q, %q}, // %.150q\n", r, s.mode, s.test, why)
+			}
+			return why != ""
+		})
+		if i < 0 {
+			fmt.Printf("%d: nothing notices\n", r)
+		}
 	}
 }
 
@@ -96,29 +151,35 @@ func damageScript(bad func(string), seed uint64, mode crashMode, script crashScr
 }
 
 // noticedBy breaks the rule in one test and returns what that says.
-func (r rule) noticedBy(test string) (why string) {
+func (r rule) noticedBy(modeName, test string) (why string) {
 	judge := func(bad func(string), seed uint64) *crashJudge {
 		j := newCrashJudge(seed, 16, 2, bad)
 		j.kills, j.care = 0.2, 0.05
 		return j
 	}
-	mode := crashModes[0]
+	mode := crashModes[slices.IndexFunc(crashModes, func(m crashMode) bool { return m.name == modeName })]
 	for i, script := range crashDirected {
 		switch test {
 		case "damage in " + script.name:
 			return r.breaks(func(bad func(string)) { damageScript(bad, uint64(i), mode, script) })
 		case script.name:
 			return r.breaks(func(bad func(string)) {
-				if err := newCrashWorld(uint64(i), mode.opts, judge(bad, uint64(i))).run(script.ops); err != nil {
+				j := judge(bad, uint64(i))
+				if script.deep[0] != 0 {
+					j.deep, j.kills = script.deep, 0.5
+				}
+				if err := newCrashWorld(uint64(i), mode.opts, j).run(script.ops); err != nil {
 					bad(err.Error())
 				}
 			})
 		}
 	}
 	for _, fault := range failingFaults {
-		for n := 1; n < 200 && why == ""; n++ {
+		for n := 1; n < 300 && why == "" && test == "failing I/O"; n++ {
 			why = r.breaks(func(bad func(string)) { newCrashWorld(5, mode.opts, judge(bad, 5)).failOnce(failingScript, n, fault) })
 		}
 	}
 	return why
 }
+
+var shownRules = []shownRule{}

@@ -349,7 +349,7 @@ func (s *space) touchSlow(p pageNo, lines uint64) {
 	c := s.table.Load().chunks[p>>s.shift]
 	in := p & s.mask
 	isFresh := uint64(p) >= s.border.Load()
-	if isFresh || s.whole {
+	if isFresh || s.whole && keeps(fullPagesRule) {
 		lines = allLines
 	}
 	if atomic.OrUint64(&c.lines[in], lines) == 0 {

@@ -186,7 +186,9 @@ func (s *sealer) changed(p pageNo, mask uint64, lines *page) error {
 		copyLines(&b, lines, mask)
 		lines = &b
 	}
-	s.new.set(p, sumOf(lines)^wrong)
+	if keeps(sealRule) {
+		s.new.set(p, sumOf(lines)^wrong)
+	}
 	return nil
 }
 
