@@ -22,6 +22,7 @@ type dict struct {
 	table    atomic.Pointer[segmentTable]
 	cost     atomic.Int64  // bytes that a change may add to private memory, but for records
 	overflow atomic.Int64  // overflow pages
+	warm     atomic.Bool   // the last batch of lookups found all in memory
 	away     bool          // between turnAway and readmit, guarded by all locks
 	held     *segmentTable // what lock has locked, guarded by its locks
 }
