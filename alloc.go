@@ -431,12 +431,69 @@ func (al *allocator) layOut(r int) {
 	binary.LittleEndian.PutUint32(h[regionNumberOff:], uint32(r))
 }
 
-// free gives back pages of an allocated run, or all of it.
-func (al *allocator) free(p pageNo, n uint32) {
+// free gives back pages of an allocated run, or all of it. ErrCorrupt: they
+// cannot be such pages, so what led to them is damaged; they stay as they are.
+func (al *allocator) free(p pageNo, n uint32) error {
 	al.mu.Lock()
 	defer al.mu.Unlock()
+	if err := al.checkUsed(p, n); err != nil {
+		return err
+	}
 	al.putBack(p, n)
 	al.noteFreed(p, n)
+	return nil
+}
+
+// checkUsed says whether the pages [p, p+n) may be in use. Freeing others would
+// hand them out twice, and spread the damage to what owns them.
+func (al *allocator) checkUsed(p pageNo, n uint32) error {
+	last := uint64(p) + uint64(n) - 1
+	if n == 0 || last >= al.end || last>>regionShift != uint64(p>>regionShift) {
+		return corruptAt(uint64(p)<<pageShift, "%d pages to be freed at page %d of %d", n, p, al.end)
+	}
+	g := al.s.region(int(p >> regionShift))
+	if err := g.valid(); err != nil {
+		return err
+	}
+	if p < g.firstData() || g.anyFree(p-g.first, n) {
+		return corruptAt(uint64(p)<<pageShift, "%d pages at page %d are to be freed, which are not in use", n, p)
+	}
+	return nil
+}
+
+// anyFree says whether one of n pages of the region is free, segment by
+// segment where it can.
+func (g region) anyFree(in pageNo, n uint32) bool {
+	for end := in + n; in < end; {
+		if seg := in >> segmentShift; in&(segmentPages-1) == 0 && end-in >= segmentPages {
+			line := g.s.page(g.bitmap)[seg*lineSize:][:lineSize]
+			if !zeroBytes(line) || g.inLarge(in) {
+				return true
+			}
+			in += segmentPages
+			continue
+		}
+		for order := range segmentShift {
+			if g.isFree(order, in>>order) {
+				return true
+			}
+		}
+		if g.inLarge(in) {
+			return true
+		}
+		in++
+	}
+	return false
+}
+
+// inLarge says whether a page of the region lies in a free block of a segment or more.
+func (g region) inLarge(in pageNo) bool {
+	for order := segmentShift; order <= maxOrder; order++ {
+		if g.isFree(order, in>>order) {
+			return true
+		}
+	}
+	return false
 }
 
 // roundUp moves end to a multiple of a unit, before a commit. The pages

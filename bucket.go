@@ -309,7 +309,11 @@ func (d *dict) find(b *bucket, h uint64, key []byte) (i, distance int, found boo
 			}
 		}
 		if m := empties(w); m != 0 {
-			return g*ctrlGroup + bits.TrailingZeros64(m)/8, distance, false
+			i := g*ctrlGroup + bits.TrailingZeros64(m)/8
+			if i >= l.slotsOf(b) { // damaged: no such slot
+				i = -1
+			}
+			return i, distance, false
 		}
 		if g++; g == groups {
 			g = 0
@@ -647,11 +651,7 @@ func (l *layout) copyEntry(b *bucket, h uint64, src *bucket, i int) bool {
 		return true
 	default:
 		e, ok := l.entry(src, entryOff(src, i))
-		if !ok || !b.hasRoom(e.end-entryOff(src, i)) {
-			return false
-		}
-		l.addSlotted(b, h, src[entryOff(src, i):e.end])
-		return true
+		return ok && l.addSlotted(b, h, src[entryOff(src, i):e.end])
 	}
 }
 
@@ -672,20 +672,54 @@ func (l *layout) emptySlot(b *bucket, h uint64) int {
 
 // hasRoom says whether a slotted bucket has a slot, and size bytes of heap.
 func (b *bucket) hasRoom(size int) bool {
-	g := b.groups()
-	return b.count() < g*(ctrlGroup-1) && b.heap()-size >= bucketHeader+g*slotGroup
+	return b.count() < b.groups()*(ctrlGroup-1) && b.hasHeap(size)
 }
 
-// addSlotted puts an entry into a slotted bucket that has the room for it.
-func (l *layout) addSlotted(b *bucket, h uint64, entry []byte) (i int) {
-	i = l.emptySlot(b, h)
+// hasHeap says whether a slotted bucket has size bytes of heap. One with a
+// damaged header has none; whoever makes room then finds that out.
+func (b *bucket) hasHeap(size int) bool {
+	heap, g := b.heap(), b.groups()
+	return heap-size >= bucketHeader+g*slotGroup && heap <= pageSize && g > 0
+}
+
+// sound says that a page may be written anew from its entries: that they are
+// as many, and need as much room, as its header says.
+func (l *layout) sound(b *bucket) bool {
+	if l.kind == layoutLines {
+		return true
+	}
+	n, size := 0, 0
+	for i := l.next(b, 0); i >= 0; i = l.next(b, i+1) {
+		n++
+		if l.kind == layoutSlotted {
+			off := entryOff(b, i)
+			e, ok := l.entry(b, off)
+			if !ok || off < b.heap() {
+				return false
+			}
+			size += e.end - off
+		}
+	}
+	if l.kind == layoutSlotted && (b.groups() != l.groupsOf(b) || !b.hasHeap(0) || size > pageSize-b.heap()) {
+		return false
+	}
+	return n == b.count()
+}
+
+// addSlotted puts an entry into a slotted bucket, and says whether there was
+// room for it.
+func (l *layout) addSlotted(b *bucket, h uint64, entry []byte) bool {
+	i := l.emptySlot(b, h)
+	if i < 0 || !b.hasRoom(len(entry)) {
+		return false
+	}
 	off := b.heap() - len(entry)
 	copy(b[off:], entry)
 	b.setHeap(off)
 	b[l.ctrlOff(i)] = fingerprint(h)
 	binary.LittleEndian.PutUint16(b[entryOffOff(i):], uint16(off))
 	b.setCount(b.count() + 1)
-	return i
+	return true
 }
 
 // liveBytes returns the bytes of heap that the entries of a slotted bucket
@@ -959,7 +993,7 @@ func (d *dict) deleteWord(key uint64) (ok bool, err error) {
 			return false, err
 		}
 		no := seg.bucket(t, h)
-		if b := d.peek(no); b != nil && no != 0 {
+		if b := d.peek(no); b != nil && no >= slotPages {
 			off, ended := b.findWord(h, key)
 			if off != 0 {
 				p := place{no: no, b: b, i: (off - lineSize) / wordSlot}
@@ -983,7 +1017,7 @@ func (d *dict) deleteWord(key uint64) (ok bool, err error) {
 func (d *dict) storeWord(t *segmentTable, seg *segment, h, key, val uint64) bool {
 	no := seg.bucket(t, h)
 	b := d.peek(no)
-	if no == 0 || b == nil {
+	if no < slotPages || b == nil {
 		return false
 	}
 	off := lineSize + home(h, lineCount)*lineSize

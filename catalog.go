@@ -21,6 +21,10 @@ import (
 // kind is 'l' or 'd', header the container's header page; the signatures of
 // key and value are texts, their lengths uvarints.
 //
+// The header page of a container repeats its name and signatures, with their
+// lengths, as a label at labelOff, unless they are too long: Salvage goes by it
+// where the catalogue is damaged. Nothing else reads it.
+//
 // hiddenPrefix and a number are the name of a container which a migration
 // builds, or has left unfinished. Programs neither see nor open it.
 const (
@@ -28,10 +32,20 @@ const (
 	entryHeaderOff = 4
 	entrySigsOff   = entryHeaderOff + 4
 
+	labelOff = 256 // in the header pages of both kinds
+	labelEnd = 2048
+
 	kindList = "list"
 	kindDict = "dict"
 
 	hiddenPrefix = "\x00migrating\x00"
+)
+
+const (
+	_ = uint(labelOff - dictRecordsOff - recordsSize)
+	_ = uint(labelOff - listRecordsOff - recordsSize)
+	_ = uint(dictDirOff - labelEnd)
+	_ = uint(listInlineOff - labelEnd)
 )
 
 // A container is what an arena holds under a name. Its methods are called
@@ -115,6 +129,35 @@ func decodeEntry(b []byte) (e catalogEntry, err error) {
 		rest = rest[w+int(n):]
 	}
 	return e, nil
+}
+
+// writeLabel writes the label of a container into its header page, which the
+// caller has touched.
+func (h *handle) writeLabel(hdr *page) {
+	label := hdr[labelOff:labelEnd]
+	clear(label)
+	if h.kind != kindList && h.kind != kindDict || len(h.name)+len(h.key)+len(h.value)+3*binary.MaxVarintLen32 > len(label) {
+		return
+	}
+	label = label[:0]
+	for _, text := range []string{h.name, h.key, h.value} {
+		label = binary.AppendUvarint(label, uint64(len(text)))
+		label = append(label, text...)
+	}
+}
+
+// readLabel returns what writeLabel wrote.
+func readLabel(hdr *page) (name, key, value string, ok bool) {
+	rest := hdr[labelOff:labelEnd]
+	for _, text := range []*string{&name, &key, &value} {
+		n, w := binary.Uvarint(rest)
+		if w <= 0 || n > uint64(len(rest)-w) {
+			return "", "", "", false
+		}
+		*text = string(rest[w : w+int(n)])
+		rest = rest[w+int(n):]
+	}
+	return name, key, value, name != ""
 }
 
 func (h *handle) entry() catalogEntry {

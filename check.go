@@ -159,7 +159,7 @@ func (c *checker) slots() error {
 			return err
 		}
 		at := i << pageShift
-		if !isZeroBytes(b[slotSize:]) {
+		if !zeroBytes(b[slotSize:]) {
 			c.found("", corruptAt(at+slotSize, "bytes after the header are not zero"))
 		}
 		epoch := a.header.epoch - (a.header.epoch+slotPages-i)%slotPages
@@ -169,7 +169,7 @@ func (c *checker) slots() error {
 		switch {
 		case a.crashed:
 		case int64(epoch) <= 0:
-			if !isZeroBytes(slot) {
+			if !zeroBytes(slot) {
 				c.found("", corruptAt(at, "unused header slot is not zero"))
 			}
 		case binary.LittleEndian.Uint32(slot[slotSumOff:]) != crc32.Checksum(slot[:slotSumOff], castagnoli):
@@ -179,15 +179,6 @@ func (c *checker) slots() error {
 		}
 	}
 	return nil
-}
-
-func isZeroBytes(b []byte) bool {
-	for _, x := range b {
-		if x != 0 {
-			return false
-		}
-	}
-	return true
 }
 
 // pages compares the bytes in the file with their checksums, as far as the

@@ -124,6 +124,7 @@ func (d *dict) create() (pageNo, error) {
 	hdr[dictLayoutOff] = uint8(d.layout.kind)
 	binary.LittleEndian.PutUint32(hdr[dictKeySizeOff:], uint32(d.layout.keySize))
 	binary.LittleEndian.PutUint32(hdr[dictValSizeOff:], uint32(d.layout.valSize))
+	d.writeLabel(hdr)
 	return no, d.load(no)
 }
 
@@ -153,7 +154,8 @@ func (d *dict) load(h pageNo) error {
 		return err
 	}
 	n := le.Uint64(hdr[dictLenOff:])
-	if n > maxEntries || le.Uint64(hdr[dictOverflowOff:]) > maxPages {
+	end, _ := d.a.alloc.usage() // pages: an entry takes a byte at least
+	if n > min(maxEntries, end<<pageShift) || le.Uint64(hdr[dictOverflowOff:]) > end {
 		return corruptAt(uint64(h)<<pageShift, "dict of %d entries", n)
 	}
 	t.base = int64(n)
@@ -171,8 +173,7 @@ func (d *dict) free() error {
 	if err := d.reset(); err != nil {
 		return err
 	}
-	d.a.alloc.free(d.hdr, 1)
-	return nil
+	return d.a.alloc.free(d.hdr, 1)
 }
 
 // reset gives back all space but the header page, and leaves the dict empty.
@@ -199,7 +200,9 @@ func (d *dict) reset() error {
 	d.a.space.touch(d.hdr, 1|lineMask(dictDirOff, pageSize-dictDirOff))
 	hdr := d.header()
 	if t.bits != 0 {
-		d.a.alloc.free(le.Uint32(hdr[dictRootOff:]), 1)
+		if err := d.a.alloc.free(le.Uint32(hdr[dictRootOff:]), 1); err != nil {
+			return err
+		}
 	}
 	t.turnAway() // setTable leaves it so
 	hdr[dictRootBitsOff], hdr[dictDepthOff] = 0, 0
@@ -224,7 +227,9 @@ func (d *dict) freeBuckets(seg *segment, follow bool) error {
 			return corruptAt(uint64(no)<<pageShift, "bucket outside the file")
 		}
 		if !follow {
-			d.a.alloc.free(no, 1)
+			if err := d.a.alloc.free(no, 1); err != nil {
+				return err
+			}
 			continue
 		}
 		if err := d.freeLarge(no); err != nil {
@@ -447,7 +452,7 @@ func (d *dict) search(t *segmentTable, seg *segment, s, h uint64, key []byte) (*
 // then no chain is endless.
 func (d *dict) page(no pageNo, link uint32) (*bucket, error) {
 	b := (*bucket)(d.a.space.peek(no))
-	if b == nil {
+	if b == nil || no < slotPages {
 		return nil, corruptAt(uint64(no)<<pageShift, "bucket outside the file")
 	}
 	if link != 0 && b.link() < link { // without link, the header need not be in the cache
@@ -839,7 +844,8 @@ func (d *dict) placeSlotted(t *segmentTable, seg *segment, h uint64, head pageNo
 			seg.end()
 			return true, nil
 		}
-		if to := p.b.heap() - len(entry); to >= bucketHeader+p.b.groups()*slotGroup {
+		if p.b.hasHeap(len(entry)) {
+			to := p.b.heap() - len(entry)
 			d.a.space.touch(p.no, 1|lineMask(to, len(entry))|lineMask(entryOffOff(p.i), 2))
 			seg.begin()
 			copy(p.b[to:], entry)
@@ -849,8 +855,7 @@ func (d *dict) placeSlotted(t *segmentTable, seg *segment, h uint64, head pageNo
 			return true, nil
 		}
 	} else if p.i >= 0 {
-		d.addSlottedAt(seg, p, h, entry)
-		return true, nil
+		return true, d.addSlottedAt(seg, p, h, entry)
 	}
 	skip := -1
 	if found {
@@ -874,18 +879,29 @@ func (d *dict) placeSlotted(t *segmentTable, seg *segment, h uint64, head pageNo
 	seg.begin()
 	defer seg.end()
 	d.touchSlotted(to, len(entry))
-	l.addSlotted(to.b, h, entry)
+	if !l.addSlotted(to.b, h, entry) {
+		return false, d.noRoom(to.no)
+	}
 	if found {
 		return true, d.removeSlot(p.no, p.b, p.i)
 	}
 	return true, nil
 }
 
-func (d *dict) addSlottedAt(seg *segment, p place, h uint64, entry []byte) {
+func (d *dict) addSlottedAt(seg *segment, p place, h uint64, entry []byte) error {
 	d.touchSlotted(p, len(entry))
 	seg.begin()
-	d.layout.addSlotted(p.b, h, entry)
-	seg.end()
+	defer seg.end()
+	if !d.layout.addSlotted(p.b, h, entry) {
+		return d.noRoom(p.no)
+	}
+	return nil
+}
+
+// noRoom is the finding that a page has not the room that its header, or
+// another look at it, promised.
+func (d *dict) noRoom(no pageNo) error {
+	return corruptAt(uint64(no)<<pageShift, "bucket has no room where it should")
 }
 
 // touchSlotted marks what adding an entry of size bytes to a slotted page
@@ -929,22 +945,22 @@ func (d *dict) rebuild(seg *segment, p place, skip, groups int, h uint64, entry 
 			l.copyEntry(p.b, hashes[i], &old, i)
 		}
 	}
-	l.addSlotted(p.b, h, entry)
+	if !l.addSlotted(p.b, h, entry) {
+		return d.noRoom(p.no)
+	}
 	return nil
 }
 
-// hashes returns the hashes of a page's entries, by slot. It fails on entries
-// that cannot be read, so that whoever moves entries fails before the first.
+// hashes returns the hashes of a page's entries, by slot. It fails on a damaged
+// page, so that whoever moves entries fails before the first.
 func (d *dict) hashes(b *bucket) ([]uint64, error) {
 	l := d.layout
+	if !l.sound(b) {
+		return nil, corrupt("the header of a bucket and its entries do not agree")
+	}
 	hs := make([]uint64, l.slotsOf(b)+1)
 	for i := l.next(b, 0); i >= 0; i = l.next(b, i+1) {
 		h, err := d.hashAt(b, i)
-		if err == nil && l.kind == layoutSlotted {
-			if _, ok := l.entry(b, entryOff(b, i)); !ok {
-				err = corrupt("entry passes the end of its bucket")
-			}
-		}
 		if err != nil {
 			return nil, err
 		}
@@ -1079,9 +1095,8 @@ func (d *dict) removeFromChain(head pageNo, p place) error {
 	}
 	d.a.space.touch(before.no, 1)
 	before.b.setNext(emptied.b.next())
-	d.a.alloc.free(emptied.no, 1)
 	d.overflow.Add(-1)
-	return nil
+	return d.a.alloc.free(emptied.no, 1)
 }
 
 // chainEnd returns the last page of a chain and the one before it.

@@ -633,7 +633,9 @@ func (d *dict) freeChain(no pageNo) error {
 			d.overflow.Add(-1)
 		}
 		next := b.next()
-		d.a.alloc.free(no, 1)
+		if err := d.a.alloc.free(no, 1); err != nil {
+			return err
+		}
 		no = next
 	}
 	return nil
@@ -739,7 +741,7 @@ func (d *dict) merge(t *segmentTable, seg *segment, h uint64, head pageNo) error
 		d.setEntries(t, seg, h, 0, 0)
 		seg.end()
 		seg.buckets, seg.deepest = 0, 0
-		d.a.alloc.free(head, 1)
+		return d.a.alloc.free(head, 1)
 	}
 	return nil
 }
@@ -791,8 +793,7 @@ func (d *dict) mergeOnce(t *segmentTable, seg *segment, h uint64, head pageNo, b
 	if local == seg.depth.Load() {
 		seg.deepest -= 2
 	}
-	d.a.alloc.free(no, 1)
-	return true, nil
+	return true, d.a.alloc.free(no, 1)
 }
 
 // fitTogether says whether two pages may merge.
@@ -885,7 +886,7 @@ func (d *dict) fanOutInside() (err error) {
 			for _, no := range made {
 				err = errors.Join(err, d.freeChain(no))
 			}
-			d.a.alloc.free(root, 1)
+			err = errors.Join(err, d.a.alloc.free(root, 1))
 		}
 	}()
 	var heads [segmentCount]pageNo

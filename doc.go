@@ -59,6 +59,14 @@
 // waiting for the disk: a crash of the machine may then take the last commits,
 // but neither tears one nor changes their order.
 //
+// # Damage
+//
+// What a disk has changed by itself is not the fault of a crash, and no log
+// mends it. Reads check every number that they follow, so damage is a wrong value or
+// [ErrCorrupt], never a fault. Each page has a checksum, which [Arena.Check]
+// compares; it also verifies everything that the pages hold, and finds any single
+// flipped bit of a file that was closed. [Salvage] gets what it can out of a damaged file.
+//
 // # Transactions
 //
 // [Arena.Update] runs a function and commits what it changed. If the function

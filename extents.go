@@ -278,25 +278,27 @@ func (l *list) reserve(p, q uint64) error {
 	return nil
 }
 
-// drop frees extents.
+// drop frees extents that reserve has made.
 func (l *list) drop(extents []uint64) {
 	for _, k := range extents {
-		l.dropRange(k, k+1)
+		_ = l.dropRange(k, k+1)
 	}
 }
 
-// dropRange frees the extents [lo, hi).
-func (l *list) dropRange(lo, hi uint64) {
+// dropRange frees the extents [lo, hi). It goes on after a damaged one, which
+// is out of use then, and returns the first such finding.
+func (l *list) dropRange(lo, hi uint64) (first error) {
 	t := l.table.Load()
 	lo, hi = max(lo, t.base), min(hi, t.base+uint64(len(t.entries)))
 	for k := lo; k < hi; k++ {
 		if e := t.entry(k); e != 0 {
 			l.setEntry(k, 0)
-			if l.a.space.view(uint64(e)<<pageShift, int(t.pages(k))<<pageShift) != nil {
-				l.a.alloc.free(e, t.pages(k))
+			if err := l.a.alloc.free(e, t.pages(k)); err != nil && first == nil {
+				first = err
 			}
 		}
 	}
+	return first
 }
 
 // setEntry stores the first page of extent k, which the table covers.

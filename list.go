@@ -2,6 +2,7 @@ package emd
 
 import (
 	"encoding/binary"
+	"errors"
 	"math"
 	"math/bits"
 	"runtime"
@@ -790,6 +791,7 @@ func (l *list) create() (pageNo, error) {
 	clear(h)
 	copy(h[listKindOff:], listKind)
 	h.setGeometry(uint32(l.width), l.refs, l.largest())
+	l.writeLabel(l.a.space.page(p))
 	return p, l.load(p)
 }
 
@@ -904,7 +906,7 @@ func (l *list) free() error {
 		return nil
 	}
 	err := l.empty()
-	l.a.alloc.free(l.hdr, 1)
+	err = errors.Join(err, l.a.alloc.free(l.hdr, 1))
 	l.forget()
 	return err
 }

@@ -2,6 +2,7 @@ package emd
 
 import (
 	"encoding/binary"
+	"errors"
 	"unsafe"
 )
 
@@ -207,13 +208,12 @@ func (l *list) setBounds(first, end uint64) error {
 	l.first.Store(first)
 	l.end.Store(end)
 	k, _ := t.locate(first)
-	l.dropRange(oldFirst, k)
+	err := l.dropRange(oldFirst, k)
 	k, at := t.locate(end)
 	if at >= t.slots(k)/2 {
 		k++ // a spare: popping and appending around a border must not allocate
 	}
-	l.dropRange(k+1, oldEnd+2)
-	return nil
+	return errors.Join(err, l.dropRange(k+1, oldEnd+2))
 }
 
 // setEmpty makes the list empty, frees the extents [lo, hi), all that it has,
@@ -224,11 +224,9 @@ func (l *list) setEmpty(lo, hi uint64) error {
 	l.first.Store(0)
 	l.end.Store(0)
 	if t := l.table.Load(); t.base == 0 && l.inline(t) {
-		l.dropRange(max(lo, 1), hi)
-		return nil
+		return l.dropRange(max(lo, 1), hi)
 	}
-	l.dropRange(lo, hi)
-	return l.inlineTable()
+	return errors.Join(l.dropRange(lo, hi), l.inlineTable())
 }
 
 // move moves n slots from src on to dst, both ranges of which have extents.
@@ -642,7 +640,9 @@ func (l *list) empty() error {
 	}
 	l.tail = slotRoom{}
 	lo, hi := l.table.Load().window()
-	l.dropRange(lo, hi)
+	if err := l.dropRange(lo, hi); err != nil {
+		damage = err
+	}
 	l.first.Store(0)
 	l.end.Store(0)
 	if err := l.inlineTable(); err != nil {

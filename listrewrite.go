@@ -132,21 +132,23 @@ func (w *rewriting) coverDone() error {
 func (w *rewriting) abandon() {
 	for _, e := range append(w.done, extent{w.k, w.page}) {
 		if e.page != 0 {
-			w.l.a.alloc.free(e.page, w.t.pages(e.k))
+			_ = w.l.a.alloc.free(e.page, w.t.pages(e.k)) // allocated just now
 		}
 	}
 }
 
 // adopt puts the new extents in the place of the old. Readers are turned away.
-func (w *rewriting) adopt() error {
+func (w *rewriting) adopt() (damage error) {
 	for _, e := range w.done {
-		w.l.dropRange(e.k, e.k+1)
+		if err := w.l.dropRange(e.k, e.k+1); err != nil && damage == nil {
+			damage = err
+		}
 		if e.page != 0 {
 			w.l.setEntry(e.k, e.page)
 		}
 	}
 	w.l.tail = slotRoom{}
-	return nil
+	return damage
 }
 
 // ---- deleting by choice

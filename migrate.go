@@ -435,6 +435,9 @@ func (m *migration) exchange() error {
 	if err := a.catalog.putBytes([]byte(old.name), entry.encode()); err != nil {
 		return err
 	}
+	named := handle{name: old.name, kind: made.kind, key: made.key, value: made.value}
+	a.space.touch(made.hdr, lineMask(labelOff, labelEnd-labelOff))
+	named.writeLabel(a.space.page(made.hdr))
 	if err := m.old.free(); err != nil {
 		return err
 	}

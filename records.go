@@ -2,6 +2,7 @@ package emd
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/bits"
 	"sync"
@@ -237,7 +238,9 @@ func (r *records) release(off uint64, size int) error {
 	if off%pageSize != 0 || r.a.space.view(off, size) == nil {
 		return corruptAt(off, "record of %d bytes outside the file", size)
 	}
-	r.a.alloc.free(pageNo(off>>pageShift), pagesFor(size))
+	if err := r.a.alloc.free(pageNo(off>>pageShift), pagesFor(size)); err != nil {
+		return err
+	}
 	r.setHead(recordsLargeOff, r.head(recordsLargeOff)-1)
 	return nil
 }
@@ -263,8 +266,7 @@ func (r *records) freeAll() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	err := r.eachSlab(func(p pageNo, h []byte) error {
-		r.a.alloc.free(p, uint32(h[slabPagesOff]))
-		return nil
+		return r.a.alloc.free(p, uint32(h[slabPagesOff]))
 	})
 	b := r.a.space.view(r.off, recordsSize)
 	r.a.space.mark(r.off, recordsSize)
@@ -360,6 +362,9 @@ func freeSlot(h []byte, n int) (i int, ok bool) {
 // giveSlot makes the slot at off free, and its slab if that was the last.
 func (r *records) giveSlot(off uint64, class int) error {
 	p := pageNo(off>>pageShift) &^ (slabPages(class) - 1)
+	if off < uint64(p)<<pageShift+slabHeader {
+		return corruptAt(off, "no record of %d bytes here", slabSizes[class])
+	}
 	h, err := r.slab(p)
 	if err != nil {
 		return err
@@ -390,7 +395,7 @@ func (r *records) giveSlot(off uint64, class int) error {
 		if err := r.unlink(recordsAllOff, slabAllOff, h); err != nil {
 			return err
 		}
-		r.a.alloc.free(p, slabPages(class))
+		return r.a.alloc.free(p, slabPages(class))
 	case full:
 		return r.link(headOff, slabPartialOff, p, h)
 	}
@@ -497,14 +502,14 @@ func (r *records) putPieces(data []byte) (ref, error) {
 		rest = rest[len(part):]
 		p, err := r.putPiece(part, spill)
 		if err != nil {
-			r.freePieceList(index, size, len(data))
+			_ = r.freePieceList(index, size, len(data)) // all made just now
 			return 0, err
 		}
 		index = le.AppendUint32(index, p)
 	}
 	off, err := r.space(len(index))
 	if err != nil {
-		r.freePieceList(index, size, len(data))
+		_ = r.freePieceList(index, size, len(data))
 		return 0, err
 	}
 	r.write(off, index)
@@ -525,7 +530,7 @@ func (r *records) putPiece(part []byte, spill bool) (p pageNo, err error) {
 	r.write(uint64(p)<<pageShift, part)
 	if spill {
 		if err := r.a.spill(p, n); err != nil {
-			r.a.alloc.free(p, n)
+			_ = r.a.alloc.free(p, n) // allocated just now
 			return 0, err
 		}
 	}
@@ -538,13 +543,17 @@ func (r *records) countLarge(d int) {
 	r.setHead(recordsLargeOff, r.head(recordsLargeOff)+uint32(d))
 }
 
-// freePieceList frees the pieces that an index names, of a record of total bytes.
-func (r *records) freePieceList(index []byte, size, total int) {
+// freePieceList frees the pieces that an index names, of a record of total
+// bytes. It goes on after a damaged one, and returns the first such finding.
+func (r *records) freePieceList(index []byte, size, total int) (first error) {
 	for b := index[indexHeader:]; len(b) >= 4; b = b[4:] {
 		n := min(size, total)
 		total -= n
-		r.a.alloc.free(binary.LittleEndian.Uint32(b), pagesFor(n))
+		if err := r.a.alloc.free(binary.LittleEndian.Uint32(b), pagesFor(n)); err != nil && first == nil {
+			first = err
+		}
 	}
+	return first
 }
 
 // pieces returns the index of a record in pieces, its length and the size of
@@ -600,9 +609,9 @@ func (r *records) freePieces(x ref) error {
 	if err != nil {
 		return err
 	}
-	r.freePieceList(index, size, total)
+	err = r.freePieceList(index, size, total)
 	r.countLarge(-1)
-	return r.release(x.off(), len(index))
+	return errors.Join(err, r.release(x.off(), len(index)))
 }
 
 // A recordCheck compares the slots that the slabs of a container have in use
