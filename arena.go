@@ -54,6 +54,8 @@ type Arena struct {
 	openMu  sync.Mutex
 	open    map[string]container // guarded by openMu
 
+	scratches []int // numbers of scratch files in use; guarded by openMu
+
 	hiddenNames int // used so far, see hiddenPrefix; guarded by catMu
 
 	faultMu    sync.Mutex
@@ -189,6 +191,7 @@ func (a *Arena) openFile(in *internalOptions) (err error) {
 	if err := a.tidy(log, recs, size); err != nil {
 		return err
 	}
+	a.removeScratches()
 	return a.show(in.chunkSize, mark, int64(mark)<<pageShift, nil, nil)
 }
 

@@ -170,6 +170,7 @@ type migration struct {
 	a         *Arena
 	ctx       context.Context
 	old, made container
+	inPlace   bool  // old, a dict, takes over what is in made and lives on: see BulkLoad
 	claim     claim // of old
 	// The epochs with which it began. Others mean that a Rollback, Drop or Close
 	// has changed one of the two behind its back.
@@ -415,6 +416,9 @@ func (m *migration) finish() error {
 		a.rollbacks.Add(1)
 		return errors.Join(err, a.rollback())
 	}
+	if m.inPlace {
+		return err
+	}
 	m.retire() // also when the arena stopped: then only the next Open can tell which of the two the file has
 	return err
 }
@@ -438,11 +442,31 @@ func (m *migration) exchange() error {
 	named := handle{name: old.name, kind: made.kind, key: made.key, value: made.value}
 	a.space.touch(made.hdr, lineMask(labelOff, labelEnd-labelOff))
 	named.writeLabel(a.space.page(made.hdr))
+	if d, ok := m.old.(*dict); ok && m.inPlace {
+		return m.takeOver(d)
+	}
 	if err := m.old.free(); err != nil {
 		return err
 	}
 	old.hdr = 0 // so that flush leaves the page alone: it may be another's by now
 	return nil
+}
+
+// takeOver is the end of exchange for a dict that lives on: readers get what
+// made has before the old pages are freed, which takes its time.
+func (m *migration) takeOver(old *dict) error {
+	made := m.made.base()
+	old.flush()
+	gone := old.like()
+	if err := gone.load(old.hdr); err != nil {
+		return err
+	}
+	if err := old.load(made.hdr); err != nil {
+		return err
+	}
+	m.a.unregister(made.name)
+	old.readmit()
+	return gone.free()
 }
 
 // retire closes old for good, and has the next who opens its name find made.
