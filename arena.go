@@ -192,7 +192,15 @@ func (a *Arena) openFile(in *internalOptions) (err error) {
 		return err
 	}
 	a.removeScratches()
-	return a.show(in.chunkSize, mark, int64(mark)<<pageShift, nil, nil)
+	if err := a.show(in.chunkSize, mark, int64(mark)<<pageShift, nil, nil); err != nil {
+		return err
+	}
+	if log != nil { // there was a crash
+		if err := a.dropUnfinished(); err != nil { // the next migration tries again
+			a.logger().Warn("unfinished migration or bulk load", "path", a.path, "err", err)
+		}
+	}
+	return nil
 }
 
 // show maps the file and loads what is always there. Records that may not be
@@ -544,7 +552,7 @@ func (a *Arena) Close() error {
 	if a.closed() {
 		return nil
 	}
-	err := a.finish()
+	err := errors.Join(a.dropHidden(), a.finish())
 	close(a.quit)
 	a.catMu.Lock()
 	defer a.catMu.Unlock()

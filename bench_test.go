@@ -286,6 +286,49 @@ func perEntry(b *testing.B, n int) {
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/entry")
 }
 
+// BenchmarkEMDictBulkLoad fills an empty dict with BulkLoad, or a map one by one.
+func BenchmarkEMDictBulkLoad(b *testing.B) {
+	benchBulkLoad(b, uint64Kind)
+	benchBulkLoad(b, bytesKind)
+}
+
+func benchBulkLoad[K comparable, V any](b *testing.B, kind benchKind[K, V]) {
+	for _, n := range benchLens() {
+		pairs := func(yield func(K, V) bool) {
+			for i := range n {
+				if !yield(kind.pair(i)) {
+					return
+				}
+			}
+		}
+		b.Run(fmt.Sprintf("impl=emd/%s/len=%d", kind.name, n), func(b *testing.B) {
+			dir, size := b.TempDir(), int64(0)
+			for b.Loop() {
+				d := benchDict[K, V](b, dir)
+				_, err := d.BulkLoad(b.Context(), pairs)
+				require.NoError(b, err)
+				size = d.Arena().Stats().File
+				b.StopTimer()
+				require.NoError(b, d.Close())
+				require.NoError(b, os.Remove(d.Arena().path))
+				b.StartTimer()
+			}
+			perEntry(b, n)
+			b.ReportMetric(float64(size)/float64(n), "bytes/entry")
+		})
+		b.Run(fmt.Sprintf("impl=map/%s/len=%d", kind.name, n), func(b *testing.B) {
+			for b.Loop() {
+				m := map[K]V{}
+				for k, v := range pairs {
+					m[k] = v
+				}
+				require.NotEmpty(b, m)
+			}
+			perEntry(b, n)
+		})
+	}
+}
+
 func BenchmarkEMDictOverwrite(b *testing.B) {
 	benchOverwrite(b, uint64Kind)
 	benchOverwrite(b, bytesKind)

@@ -228,11 +228,10 @@ func (s *sorter) mergeRuns() error {
 		if err := s.scratch.flush(); err != nil {
 			return err
 		}
-		first, end := old[0].off, start
-		s.runs = append(s.runs[:from], sortedRun{off: start, size: s.scratch.size - start, level: last + 1})
-		if s.d.layout.kind != layoutSlotted { // else far values lie between the runs
-			_ = s.scratch.f.Punch(first, end-first) // a courtesy to the disk
+		for _, r := range old {
+			_ = s.scratch.f.Punch(r.off, r.size) // a courtesy to the disk
 		}
+		s.runs = append(s.runs[:from], sortedRun{off: start, size: s.scratch.size - start, level: last + 1})
 	}
 }
 

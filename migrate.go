@@ -13,7 +13,7 @@ import (
 // under a hidden name; the library commits meanwhile as memory asks for it. Then
 // one commit gives the new one the name and frees the old. A crash before
 // that commit leaves the old one, and what there is of the new, which the next
-// migration drops.
+// Open drops, or if that is rolled back the next migration.
 //
 // While it is read the old container is claimed: writers wait, readers do not.
 
@@ -127,7 +127,23 @@ func (a *Arena) migrate(name string, try func() error) error {
 	return a.placed("migrate", h, 0, err)
 }
 
-// dropUnfinished drops what is left of migrations that a crash or Close ended.
+// dropHidden drops what running migrations have built: they cannot end well,
+// for the arena is being closed. The caller holds the turn.
+func (a *Arena) dropHidden() error {
+	if a.writable() != nil {
+		return nil
+	}
+	for _, c := range a.registered() {
+		if name := c.base().name; strings.HasPrefix(name, hiddenPrefix) {
+			if err := a.drop(name); err != nil && !errors.Is(err, ErrNoContainer) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// dropUnfinished drops what is left of migrations that a crash ended.
 func (a *Arena) dropUnfinished() error {
 	a.turn.Lock()
 	defer a.turn.Unlock()
