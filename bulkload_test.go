@@ -28,7 +28,7 @@ func testBulkModel[K, V comparable](t *testing.T, keys int, key func(r *rand.Ran
 				t.Parallel()
 				n := keys
 				if mask != ^uint64(0) {
-					n /= 8
+					n /= 16
 				}
 				if testing.Short() || raceEnabled {
 					n /= 8
@@ -40,8 +40,8 @@ func testBulkModel[K, V comparable](t *testing.T, keys int, key func(r *rand.Ran
 				m.opts.opts.NoSync = true
 				m.path = filepath.Join(t.TempDir(), "bulk.emd")
 				m.open()
-				for round := range 4 {
-					count := []int{n, n / 10, 1, 2 * n}[round]
+				for round := range 3 {
+					count := []int{n, 1, 2 * n}[round]
 					pairs := func(yield func(K, V) bool) {
 						for range count {
 							k, v := key(m.r), val(m.r)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"unsafe"
 )
 
 // A sorter brings any number of entries of a dict into the order of their
@@ -164,8 +165,19 @@ next:
 	s.items = last
 }
 
+// record returns the record of item i. They are asked for one by one in
+// order, which is none in the buffer: so it asks for a later one.
+func (s *sorter) record(i int) []byte {
+	const ahead = 16
+	if i+ahead < len(s.items) {
+		prefetch(unsafe.Pointer(&s.buf[s.items[i+ahead].off]))
+	}
+	it := s.items[i]
+	return s.buf[it.off : it.off+it.size]
+}
+
 func (s *sorter) keyOf(it sortItem) []byte {
-	e := sortedEntry{}
+	var e sortedEntry
 	_, _ = e.parse(s.d, s.buf[it.off:it.off+it.size])
 	return e.key
 }
@@ -178,8 +190,8 @@ func (s *sorter) spill() error {
 	}
 	s.sort()
 	start := f.size
-	for _, it := range s.items {
-		if err := f.add(s.buf[it.off : it.off+it.size]); err != nil {
+	for i := range s.items {
+		if err := f.add(s.record(i)); err != nil {
 			return err
 		}
 	}
@@ -258,10 +270,9 @@ func (s *sorter) sorted(older ...*source) (*merger, error) {
 			if i == len(s.items) {
 				return false, nil
 			}
-			it := s.items[i]
+			src.hash = s.items[i].hash
+			_, err := src.parse(s.d, s.record(i))
 			i++
-			_, err := src.parse(s.d, s.buf[it.off:it.off+it.size])
-			src.hash = it.hash
 			return true, err
 		}
 		all = append(all, src)
