@@ -327,7 +327,9 @@ func (al *allocator) request(n uint32, reuse bool) (p pageNo, dirty uint32, err 
 // file's bytes there are never relied on.
 func (al *allocator) zero(p pageNo, n uint32) {
 	for ; n > 0; p, n = p+1, n-1 {
-		al.s.touch(p, allLines)
+		if keeps(wholePageRule) {
+			al.s.touch(p, allLines)
+		}
 		clear(al.s.page(p)[:])
 	}
 }

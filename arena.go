@@ -297,6 +297,9 @@ func (a *Arena) create(chunkSize int64) (err error) {
 	if err := a.fs.Link(temp, a.path); err != nil {
 		return err
 	}
+	if !keeps(nameWaitRule) {
+		return nil
+	}
 	return a.fs.SyncDir(a.path)
 }
 
@@ -335,7 +338,7 @@ func (a *Arena) buildFile(f file, id fileID, seed uint64, chunkSize int64) (err 
 	if err := sums.seal(&changes{}); err != nil {
 		return asFull(err)
 	}
-	return asFull(h.write(f))
+	return asFull(h.put(f, keeps(buildWaitRule)))
 }
 
 // newIdentity returns id and hash seed of a new file: random, or as they
@@ -367,7 +370,7 @@ func (a *Arena) readOldLog() (log file, recs []record, err error) {
 	}
 	log, err = a.fs.Open(a.log.path, flag, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		if a.header.state == headerLive {
+		if a.header.state == headerLive && keeps(missingLogRule) {
 			return nil, nil, corrupt("the log %s is missing; without it commits are lost", a.log.path)
 		}
 		return nil, nil, nil
@@ -388,7 +391,7 @@ func (a *Arena) tidy(log file, recs []record, size int64) error {
 		began := time.Now()
 		err := errors.Join(recoverLog(log, a.file, &a.header, recs, a.opts.FullPages), log.Close())
 		if err != nil {
-			return err
+			return asFull(err)
 		}
 		if err := a.fs.Remove(a.log.path); err != nil {
 			return err
@@ -396,7 +399,7 @@ func (a *Arena) tidy(log file, recs []record, size int64) error {
 		a.logger().Info("recovered after a crash", "path", a.path, "commits", len(recs), "took", time.Since(began))
 	}
 	// Space past the mark is never relied on to be zero, so cut it off (R10).
-	if end := int64(a.header.mark) << pageShift; size > end {
+	if end := int64(a.header.mark) << pageShift; size > end && keeps(zerosRule) {
 		return a.file.Truncate(end)
 	}
 	return nil
@@ -510,8 +513,10 @@ func (a *Arena) beginUpdate() error {
 	if err := a.writable(); err != nil {
 		return err
 	}
-	if err := a.commit(false); err != nil {
-		return err
+	if keeps(updateRule) {
+		if err := a.commit(false); err != nil {
+			return err
+		}
 	}
 	if a.space.private.Load() > a.limit/4 {
 		if err := a.checkpoint(); err != nil {
@@ -582,7 +587,10 @@ func (a *Arena) finish() error {
 	}
 	a.io.Lock()
 	defer a.io.Unlock()
-	if a.header.state != headerLive || a.failure() != nil {
+	if err := a.failure(); err != nil {
+		return err // of the commit's checkpoint; with NoSync the commit may be lost too
+	}
+	if a.header.state != headerLive {
 		return nil
 	}
 	a.log.ahead.Wait()
@@ -593,7 +601,7 @@ func (a *Arena) finish() error {
 			return err
 		}
 	}
-	if err := a.nextGeneration(headerClean, 0); err != nil {
+	if err := a.nextGeneration(headerClean, 0, cleanFirstRule); err != nil {
 		return err
 	}
 	return a.afterCheckpoint()
@@ -609,7 +617,7 @@ func (a *Arena) release() error {
 	size := a.space.fileSize
 	err := a.space.close()
 	if a.log != nil {
-		err = errors.Join(err, a.log.close(clean))
+		err = errors.Join(err, a.log.close(clean || !keeps(removeLogRule)))
 	}
 	if clean && size > mark {
 		err = errors.Join(err, a.file.Truncate(mark)) // rolled back or spilled in vain

@@ -61,7 +61,7 @@ func TestCheckEveryBit(t *testing.T) {
 	whole, err := os.ReadFile(checkedFile(t, 10))
 	require.NoError(t, err)
 	disk := newSimDisk()
-	disk.names[crashPath] = &simInode{visible: whole}
+	disk.put(crashPath, whole)
 	a, err := openWith(crashPath, &Options{ReadOnly: true}, crashOptions(disk))
 	require.NoError(t, err)
 	require.NoError(t, check(a))
@@ -81,9 +81,13 @@ func TestCheckEveryBit(t *testing.T) {
 		return len(c.findings)
 	}
 	require.NoError(t, table.read(a.file, 0))
+	flip := func(bit int) {
+		whole[bit/8] ^= 1 << (bit % 8)
+		disk.names[crashPath].cache.write(whole[bit/8:][:1], int64(bit/8))
+	}
 	refused, opened := 0, 0
 	for bit := 0; bit < len(whole)*8; bit++ {
-		whole[bit/8] ^= 1 << (bit % 8)
+		flip(bit)
 		p := pageNo(bit / 8 >> pageShift)
 		if findings(p) == 0 {
 			require.Fail(t, "not found", "bit %d of byte %#x", bit%8, bit/8)
@@ -99,7 +103,7 @@ func TestCheckEveryBit(t *testing.T) {
 				refused++
 			}
 		}
-		whole[bit/8] ^= 1 << (bit % 8)
+		flip(bit)
 		if bit%(pageSize*8) == pageSize*8-1 {
 			require.Zero(t, findings(p), "page %d, whole again", p)
 		}
@@ -193,7 +197,8 @@ func TestCheckDamageStays(t *testing.T) {
 			require.NoError(t, d.Set(1, 1))
 			p := spoil(a, d)
 			require.NoError(t, a.Close())
-			disk.names[crashPath].visible[int(p)<<pageShift+pageSize-1] ^= 1
+			at := int(p)<<pageShift + pageSize - 1
+			disk.names[crashPath].cache.write([]byte{disk.bytes(crashPath)[at] ^ 1}, int64(at))
 			for round := range uint64(3) {
 				a, d = open()
 				require.NoError(t, d.Set(round+2, 1)) // changes the count in the header page

@@ -67,11 +67,16 @@ func (a *Arena) commitNow(own bool) error {
 // commitError sorts a failure of a commit before its record: a full disk is
 // ordinary, everything stays as dirty as it was; anything else stops the arena.
 func (a *Arena) commitError(err error) error {
-	var hard *hardError
-	if err == nil || isFull(err) && !errors.As(err, &hard) {
+	if err == nil || onlyFull(err) {
 		return asFull(err)
 	}
 	return a.fail(err)
+}
+
+// onlyFull says that a write found no room, and nothing else is amiss.
+func onlyFull(err error) bool {
+	var hard *hardError
+	return isFull(err) && !errors.As(err, &hard)
 }
 
 // A hardError is a failed fsync or truncation: what the file holds is in doubt
@@ -115,18 +120,19 @@ func (a *Arena) goLive() error {
 	if err := a.log.create(a.header.generation); err != nil {
 		return err
 	}
-	return a.nextGeneration(headerLive, logHeader)
+	return a.nextGeneration(headerLive, logHeader, liveFirstRule)
 }
 
-// nextGeneration writes the header of a new generation, whose log is empty.
-func (a *Arena) nextGeneration(state uint32, logOff int64) error {
+// nextGeneration writes the header of a new generation, whose log is empty. It
+// is durable when nextGeneration returns, as the given rule wants it.
+func (a *Arena) nextGeneration(state uint32, logOff int64, durable rule) error {
 	h := a.header
 	h.generation++
 	h.needSeq = 0
 	h.state = state
 	h.logOff = logOff
 	h.mark = a.space.border.Load()
-	if err := h.write(a.file); err != nil {
+	if err := h.put(a.file, keeps(durable)); err != nil {
 		return a.fail(err)
 	}
 	a.header = h
@@ -297,14 +303,14 @@ func (w *recordWriter) finish() error {
 // persist makes a captured commit durable: fresh bytes first, then the record
 // that refers to them.
 func (a *Arena) persist(c *captured) error {
-	if c.rec.freshCount > 0 && !a.opts.NoSync {
+	if c.rec.freshCount > 0 && !a.opts.NoSync && keeps(freshFirstRule) {
 		if err := a.file.Sync(); err != nil {
 			return a.fail(err)
 		}
 	}
 	if c.buf != nil {
 		if err := a.log.write(c.buf, 0); err != nil {
-			if !isFull(err) {
+			if !onlyFull(err) {
 				return a.fail(err)
 			}
 			a.uncapture(c)
@@ -312,7 +318,7 @@ func (a *Arena) persist(c *captured) error {
 		}
 	}
 	a.log.accept(c.rec.length)
-	if a.opts.NoSync {
+	if a.opts.NoSync || !keeps(recordWaitRule) {
 		return nil
 	}
 	if err := a.log.sync(); err != nil {
@@ -327,7 +333,9 @@ func (a *Arena) uncapture(c *captured) {
 	defer a.gate.open()
 	a.space.border.Store(c.oldBorder)
 	for _, w := range c.words {
-		a.space.touch(w.page, w.mask)
+		if keeps(staysDirtyRule) {
+			a.space.touch(w.page, w.mask)
+		}
 	}
 	end, _ := a.alloc.usage()
 	a.space.recountFresh(end)
@@ -371,7 +379,7 @@ func (a *Arena) checkpointNow() error {
 			return err
 		}
 		size := a.log.size()
-		if err := a.nextGeneration(headerLive, nextStart(a.log.start, a.log.tail, minAreaSize)); err != nil {
+		if err := a.nextGeneration(headerLive, nextStart(a.log.start, a.log.tail, minAreaSize), nextWaitRule); err != nil {
 			return err
 		}
 		a.stats.checkpoints.Add(1)
@@ -384,8 +392,8 @@ func (a *Arena) checkpointNow() error {
 // checksums included. The gate is closed; only committed bytes are written,
 // those of the log.
 func (a *Arena) applyOwnLog() error {
-	if a.opts.NoSync {
-		if err := errors.Join(a.file.Sync(), a.log.sync()); err != nil {
+	if a.opts.NoSync && keeps(lazyMainRule) {
+		if err := a.file.Sync(); err != nil {
 			return a.fail(err)
 		}
 	}
@@ -395,14 +403,22 @@ func (a *Arena) applyOwnLog() error {
 	}
 	h := a.header
 	h.needSeq = a.log.seq
-	if err := h.write(a.file); err != nil {
-		return a.fail(err)
-	}
-	a.header = h
-	for _, c := range []*changes{all, sums} {
-		if err := c.apply(a.file); err != nil {
+	if keeps(needRule) {
+		if err := h.put(a.file, keeps(needWaitRule)); err != nil {
 			return a.fail(err)
 		}
+		a.header = h
+	}
+	for _, c := range []*changes{all, sums} {
+		if err := c.apply(a.file); err != nil {
+			if !keeps(failStopFullRule) {
+				return a.commitError(err)
+			}
+			return a.fail(err)
+		}
+	}
+	if !keeps(unitsWaitRule) {
+		return nil
 	}
 	if err := a.file.Sync(); err != nil {
 		return a.fail(err)
@@ -432,8 +448,10 @@ func (a *Arena) sealOwnLog() (all, sums *changes, err error) {
 	if err := errors.Join(s.seal(all), w.flush()); err != nil {
 		return nil, nil, err
 	}
-	if err := a.log.sync(); err != nil {
-		return nil, nil, hard(err)
+	if keeps(logWaitRule) {
+		if err := a.log.sync(); err != nil { // the records of commits that did not wait, too
+			return nil, nil, hard(err)
+		}
 	}
 	sums, err = gather(a.log.f, w.recs)
 	return all, sums, err
@@ -569,7 +587,7 @@ func (a *Arena) restorePages() error {
 	if err != nil {
 		return err
 	}
-	if a.header.state == headerLive {
+	if a.header.state == headerLive && keeps(rollbackRule) {
 		recs, err := a.log.records(a.header.id)
 		if err != nil {
 			return err
@@ -595,11 +613,18 @@ func (a *Arena) restorePages() error {
 // writing it again; then it copies the records to another place of the log and
 // makes them durable there, before a page of the file changes.
 func recoverLog(log, main file, h *header, recs []record, whole bool) error {
-	if err := main.Sync(); err != nil {
-		return err
+	if keeps(confirmSyncRule) {
+		if err := main.Sync(); err != nil {
+			return err
+		}
 	}
-	if err := h.write(main); err != nil || h.state == headerClean {
-		return err
+	if keeps(confirmRule) {
+		if err := h.write(main); err != nil {
+			return err
+		}
+	}
+	if h.state == headerClean {
+		return nil
 	}
 	if len(recs) > 0 {
 		last := recs[len(recs)-1]
@@ -609,7 +634,9 @@ func recoverLog(log, main file, h *header, recs []record, whole bool) error {
 			room = math.MaxInt64 // the checksums follow
 		}
 		to := nextStart(start, tail, room)
-		if err := copyRecords(log, start, to, tail-start); err != nil {
+		if !keeps(copyRule) {
+			to = start
+		} else if err := copyRecords(log, start, to, tail-start); err != nil {
 			return err
 		}
 		for i := range recs {
@@ -622,16 +649,18 @@ func recoverLog(log, main file, h *header, recs []record, whole bool) error {
 			}
 			recs = append(recs, sums...)
 		}
-		if err := log.Sync(); err != nil {
-			return err
+		if keeps(copyWaitRule) {
+			if err := log.Sync(); err != nil {
+				return err
+			}
 		}
-		if h.needSeq == 0 {
+		if h.needSeq == 0 && keeps(freshAgainRule) {
 			if err := secureFresh(log, main, recs); err != nil {
 				return err
 			}
 		}
 		h.logOff, h.needSeq = to, recs[len(recs)-1].seq
-		if err := h.write(main); err != nil {
+		if err := h.put(main, keeps(needWaitRule)); err != nil {
 			return err
 		}
 		all, err := gather(log, recs)
@@ -641,14 +670,18 @@ func recoverLog(log, main file, h *header, recs []record, whole bool) error {
 		if err := all.apply(main); err != nil {
 			return err
 		}
-		if err := main.Sync(); err != nil {
-			return err
+		if keeps(unitsWaitRule) {
+			if err := main.Sync(); err != nil {
+				return err
+			}
 		}
 		h.mark = last.mark
 	}
-	h.generation++
+	if keeps(nextGenerationRule) {
+		h.generation++
+	}
 	h.state, h.needSeq, h.logOff = headerClean, 0, 0
-	return h.write(main)
+	return h.put(main, keeps(cleanFirstRule))
 }
 
 // sealCopy appends the checksums of all that the records change to their copy.
@@ -699,6 +732,9 @@ func (a *Arena) fail(err error) error {
 		return nil
 	}
 	err = asFull(err)
+	if !keeps(failStopRule) {
+		return err
+	}
 	if a.failed.CompareAndSwap(nil, &err) {
 		a.status.Or(statusFailed)
 		a.logger().Error("arena stopped; open it again", "path", a.path, "err", err)

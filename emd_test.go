@@ -523,8 +523,8 @@ func (w *world) crash() {
 }
 
 // crashImage copies the file and its log as a crash would leave them, and returns the path of the copy.
-func crashImage(t testing.TB, path string) string {
-	dir, err := os.MkdirTemp(filepath.Dir(path), "crash")
+func crashImage(t testing.TB, path string, in ...string) string {
+	dir, err := os.MkdirTemp(append(in, filepath.Dir(path))[0], "crash")
 	require.NoError(t, err)
 	to := filepath.Join(dir, "crashed.emd")
 	copyFile(t, path, to)

@@ -1532,6 +1532,7 @@ func TestSmallDisk(t *testing.T) {
 			t.Parallel()
 			if dir := smallDisk(t, kind); dir != "" { // else TestFileSizeLimit sees the same errors
 				fillSmallDisk(t, dir)
+				t.Run("recovery", func(t *testing.T) { recoverOnFullDisk(t, dir) })
 			}
 		})
 	}
@@ -1633,6 +1634,66 @@ func fillSmallDisk(t *testing.T, dir string) {
 	})
 }
 
+// recoverOnFullDisk opens what a crash left where nothing can be written: a writer is told so and spoils nothing, a reader needs no room.
+// After that an Update meets the full disk, and Close does.
+func recoverOnFullDisk(t *testing.T, dir string) {
+	s := openSample(t, filepath.Join(t.TempDir(), "whole.emd"), nil, internalOptions{})
+	fillSample(t, s)
+	l, err := List[uint64](s.a, "more", nil)
+	require.NoError(t, err)
+	require.NoError(t, l.Resize(1<<18))
+	for v := range uint64(3) { // records that leave no room in the log for a copy of them
+		require.NoError(t, s.a.Sync())
+		require.NoError(t, l.Fill(0, l.Len(), v+1))
+	}
+	require.NoError(t, s.a.Sync())
+	ballast := filepath.Join(dir, "ballast")
+	_ = os.Remove(ballast)
+	path := crashImage(t, s.path, dir)
+	require.NoError(t, s.a.Close())
+	fillUp := func() {
+		f, err := os.Create(ballast)
+		require.NoError(t, err)
+		for n := 1 << 20; n >= 512; {
+			if _, err := f.Write(make([]byte, n)); err != nil {
+				n /= 2
+			}
+		}
+		_ = f.Close()
+	}
+	fillUp()
+	_, err = Open(path, nil)
+	isError(t, err, path, ErrFull, syscall.ENOSPC)
+	s = openSample(t, path, &Options{ReadOnly: true}, internalOptions{})
+	s.check(t)
+	require.NoError(t, s.a.Close())
+	require.NoError(t, os.Remove(ballast))
+	s = openSample(t, path, nil, internalOptions{})
+	s.check(t)
+	require.NoError(t, check(s.a))
+
+	fillUp()
+	err = s.a.Update(func() error {
+		for i := range sampleLen {
+			if err := s.names.Set(fmt.Sprint("more", i), 1); err != nil {
+				return err
+			}
+		}
+		return s.numbers.Append(make([]uint64, 1<<20)...)
+	})
+	isError(t, err, path, ErrFull, syscall.ENOSPC)
+	s.check(t)
+	require.NoError(t, s.a.Err(), "a full disk stops nothing")
+	require.NoError(t, s.numbers.Append(make([]uint64, 1<<20)...))
+	isError(t, s.a.Close(), path, ErrFull, syscall.ENOSPC)
+	require.NoError(t, os.Remove(ballast))
+	s = openSample(t, path, nil, internalOptions{})
+	s.check(t)
+	require.NoError(t, check(s.a))
+	require.NoError(t, s.a.Close())
+	removeImage(path)
+}
+
 // smallDisk mounts a file system of 64 MiB, in memory or in a file, and returns its folder; "" where that is not possible, as it takes root and Linux.
 func smallDisk(t *testing.T, kind string) string {
 	if runtime.GOOS != "linux" || os.Getuid() != 0 {
@@ -1645,12 +1706,14 @@ func smallDisk(t *testing.T, kind string) string {
 		image := dir + ".image"
 		require.NoError(t, os.WriteFile(image, make([]byte, 68<<20), 0o600))
 		if out, err := exec.Command("mkfs."+kind, "-q", image).CombinedOutput(); err != nil {
+			require.Empty(t, os.Getenv("EMD_TEST_ROOT"), "mkfs.%s: %v: %s", kind, err, out)
 			t.Logf("mkfs.%s: %v: %s", kind, err, out)
 			return ""
 		}
 		mount = exec.Command("mount", "-o", "loop", image, dir)
 	}
 	if out, err := mount.CombinedOutput(); err != nil {
+		require.Empty(t, os.Getenv("EMD_TEST_ROOT"), "mount: %v: %s", err, out)
 		t.Logf("mount: %v: %s", err, out)
 		return ""
 	}

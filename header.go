@@ -124,7 +124,7 @@ func readHeader(f file, size int64) (header, error) {
 			continue
 		}
 		magic = true
-		if le.Uint32(b[slotSumOff:]) != crc32.Checksum(b[:slotSumOff], castagnoli) {
+		if le.Uint32(b[slotSumOff:]) != crc32.Checksum(b[:slotSumOff], castagnoli) && keeps(headerSumRule) {
 			continue
 		}
 		if v := le.Uint32(b[slotVersionOff:]); v != formatVersion || le.Uint32(b[slotNeedsOff:])|le.Uint32(b[slotKnowsOff:]) != 0 {
@@ -163,10 +163,17 @@ func (h *header) validate(size int64) error {
 	return nil
 }
 
-// writeHeader makes the next state of the header durable.
-func (h *header) write(f file) error {
+// write makes the next state of the header durable.
+func (h *header) write(f file) error { return h.put(f, true) }
+
+// put writes the next state of the header, and waits for the disk if told to.
+func (h *header) put(f file, wait bool) error {
+	slots := uint64(slotPages)
+	if !keeps(slotsRule) {
+		slots = 2
+	}
 	h.epoch++
-	if _, err := f.WriteAt(h.encode(), int64(h.epoch%slotPages)*pageSize); err != nil {
+	if _, err := f.WriteAt(h.encode(), int64(h.epoch%slots)*pageSize); err != nil || !wait {
 		return err
 	}
 	return f.Sync()

@@ -963,3 +963,10 @@ func TestHostileRandom(t *testing.T) {
 	}
 	t.Logf("seed %d: %d damaged files, %d of them could be opened", seed, runs, opened)
 }
+
+func resized(b []byte, n int64) []byte {
+	if n <= int64(len(b)) {
+		return b[:n:n]
+	}
+	return append(b, make([]byte, n-int64(len(b)))...)
+}

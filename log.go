@@ -97,6 +97,11 @@ type redoLog struct {
 	inline     bool   // write zeros before the commit returns, for tests
 	ahead      sync.WaitGroup
 	aheadErr   error // guarded by mu: the writer of zeros failed
+
+	// The kernel tells an open file once that bytes were lost. So one at a
+	// time asks, and the first failure is everybody's, for good (R8).
+	syncMu  sync.Mutex
+	syncErr error
 }
 
 func logPath(path string) string { return path + "-log" }
@@ -123,6 +128,9 @@ func (l *redoLog) create(generation uint64) error {
 	l.zeroed = logHeader + minAreaSize
 	if err := l.f.Sync(); err != nil {
 		return hard(err)
+	}
+	if !keeps(folderRule) {
+		return nil
 	}
 	return hard(l.fs.SyncDir(l.path))
 }
@@ -151,6 +159,9 @@ func (l *redoLog) begin(generation uint64, off int64) error {
 // nextStart returns where the next generation, or a copy of n bytes of this
 // one, may begin without touching the records from start to tail.
 func nextStart(start, tail, n int64) int64 {
+	if !keeps(elsewhereRule) {
+		return start
+	}
 	if start-logHeader >= n {
 		return logHeader
 	}
@@ -176,17 +187,26 @@ func (l *redoLog) write(b []byte, at int64) error {
 
 // sync waits until the records written so far are on disk.
 func (l *redoLog) sync() error {
-	if err := l.f.Sync(); err != nil {
+	if err := l.fsync(); err != nil {
 		return err
 	}
 	l.durable = l.seq
 	return nil
 }
 
+func (l *redoLog) fsync() error {
+	l.syncMu.Lock()
+	defer l.syncMu.Unlock()
+	if l.syncErr == nil {
+		l.syncErr = hard(l.f.Sync())
+	}
+	return l.syncErr
+}
+
 // accept makes the record of n bytes at the tail part of the log.
 func (l *redoLog) accept(n int64) {
 	l.seq++
-	l.tail += (n + pageSize - 1) &^ (pageSize - 1)
+	l.tail = recordEnd(l.tail + n)
 }
 
 // writeAhead has zeros written where the next records will go, off the path
@@ -200,7 +220,7 @@ func (l *redoLog) writeAhead() {
 	}
 	l.ahead.Wait()
 	write := func() {
-		if err := l.zeroAhead(); err != nil && !isFull(err) {
+		if err := l.zeroAhead(); err != nil && !onlyFull(err) {
 			l.mu.Lock()
 			l.aheadErr = err
 			l.mu.Unlock()
@@ -226,7 +246,7 @@ func (l *redoLog) zeroAhead() error {
 			return err
 		}
 	}
-	return l.f.Sync()
+	return l.fsync()
 }
 
 // close closes the log; remove also takes its name away.
@@ -258,7 +278,16 @@ type record struct {
 }
 
 // end is where the next record may begin.
-func (r *record) end() int64 { return (r.off + r.length + pageSize - 1) &^ (pageSize - 1) }
+func (r *record) end() int64 { return recordEnd(r.off + r.length) }
+
+// recordEnd returns where a record may begin after one that ends at off: on a
+// page of its own (R5).
+func recordEnd(off int64) int64 {
+	if !keeps(ownCellsRule) {
+		return (off + lineSize - 1) &^ (lineSize - 1)
+	}
+	return (off + pageSize - 1) &^ (pageSize - 1)
+}
 
 func (r *record) encode(id fileID) []byte {
 	b := make([]byte, recHeader)
@@ -321,7 +350,7 @@ func (r *record) whole(f file) (bool, error) {
 	if _, err := f.ReadAt(b[:], r.off+r.length-recSum); err != nil {
 		return false, err
 	}
-	return binary.LittleEndian.Uint32(b[:]) == sum.Sum32(), nil
+	return binary.LittleEndian.Uint32(b[:]) == sum.Sum32() || !keeps(recordSumRule), nil
 }
 
 // body returns a reader of what follows the header.
@@ -533,26 +562,26 @@ func readLog(log, main file, h *header) ([]record, error) {
 	off, mark, seq := h.logOff, h.mark, uint64(0)
 	// A header that needs records needs just these: what follows them may be
 	// left from a copy that an earlier recovery did not finish.
-	for h.needSeq == 0 || seq < h.needSeq {
+	for h.needSeq == 0 || seq < h.needSeq || !keeps(exactlyNeedRule) {
 		r, ok, err := readRecord(log, h.id, off, size)
 		if err != nil {
 			return nil, err
 		}
-		if ok && r.generation > h.generation {
+		if ok && r.generation > h.generation && keeps(newerLogRule) {
 			if ok, err = r.whole(log); err != nil {
 				return nil, err
 			} else if ok {
 				return nil, corrupt("the log is newer than the file: generation %d, the file has %d", r.generation, h.generation)
 			}
 		}
-		if ok = ok && r.generation == h.generation && r.seq == seq+1 && r.mark >= mark; ok {
+		if ok = ok && (r.generation == h.generation || !keeps(generationRule)) && r.seq == seq+1 && r.mark >= mark; ok {
 			if ok, err = r.whole(log); err != nil {
 				return nil, err
 			}
 		}
 		// Once pages may have been written (needSeq), the file rightly holds
 		// newer lines than the fresh bytes that the checksums are of.
-		if ok && h.needSeq == 0 {
+		if ok && (h.needSeq == 0 || !keeps(freshSumNeedRule)) && keeps(freshSumRule) {
 			if ok, err = r.freshWhole(log, main, false); err != nil {
 				return nil, err
 			}
@@ -564,7 +593,7 @@ func readLog(log, main file, h *header) ([]record, error) {
 		off = r.end()
 		mark, seq = r.mark, r.seq
 	}
-	if seq < h.needSeq {
+	if seq < h.needSeq && keeps(needCheckRule) {
 		return nil, corrupt("the log ends after record %d, the file needs %d", seq, h.needSeq)
 	}
 	if h.needSeq != 0 {
@@ -591,9 +620,9 @@ func checkLogHeader(log file, size int64, h *header) error {
 		return corrupt("the log is not one of this package")
 	case le.Uint32(b[logVersionOff:]) != formatVersion:
 		return versionError(le.Uint32(b[logVersionOff:]))
-	case fileID(b[logIDOff:]) != h.id:
+	case fileID(b[logIDOff:]) != h.id && keeps(otherLogRule):
 		return corrupt("the log belongs to another file")
-	case g > h.generation:
+	case g > h.generation && keeps(newerLogRule):
 		return corrupt("the log is newer than the file: generation %d, the file has %d", g, h.generation)
 	}
 	return nil
@@ -608,7 +637,7 @@ func checkTail(log file, h *header, off, size int64, seq uint64) error {
 		if err != nil {
 			return err
 		}
-		if !ok || r.generation != h.generation || r.durable < seq {
+		if !ok || r.generation != h.generation || r.durable < seq || !keeps(durableRule) {
 			continue
 		}
 		budget -= r.length
@@ -631,7 +660,7 @@ func secureFresh(log, main file, recs []record) error {
 	}
 	unsure := false
 	for i := range recs {
-		if recs[i].flags&flagUnsure == 0 || recs[i].freshCount == 0 || recs[i].seq <= durable {
+		if recs[i].flags&flagUnsure == 0 || recs[i].freshCount == 0 || recs[i].seq <= durable && keeps(freshAgainLastRule) {
 			continue
 		}
 		unsure = true
@@ -639,7 +668,7 @@ func secureFresh(log, main file, recs []record) error {
 			return err
 		}
 	}
-	if !unsure {
+	if !unsure || !keeps(freshAgainWaitRule) {
 		return nil
 	}
 	return main.Sync()

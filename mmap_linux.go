@@ -3,6 +3,7 @@ package emd
 import (
 	"errors"
 	"os"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -36,10 +37,17 @@ var networkMagics = map[uint32]string{
 // adviseFresh asks for huge pages, which make the first touch of fresh memory
 // several times cheaper. Not for files: there a dirty line would copy 2 MiB.
 func adviseFresh(p unsafe.Pointer, n int64) {
-	if n >= hugePage {
+	if n >= hugePage && hugePagesFit() {
 		_ = madvise(p, n, unix.MADV_HUGEPAGE)
 	}
 }
+
+// hugePagesFit says whether a control group leaves room for huge pages. Private memory is counted by pages of the file: a huge page
+// of which half is used takes twice what was counted, and the group's limit kills.
+var hugePagesFit = sync.OnceValue(func() bool {
+	limit := cgroupMemory()
+	return limit == 0 || limit >= 4*maxDirtyLimit
+})
 
 // invalidate has nothing to do: mappings and write calls share the page cache.
 func invalidate(unsafe.Pointer, int64) error { return nil }
