@@ -54,6 +54,8 @@ type Arena struct {
 	openMu  sync.Mutex
 	open    map[string]container // guarded by openMu
 
+	scratches []int // numbers of scratch files in use; guarded by openMu
+
 	hiddenNames int // used so far, see hiddenPrefix; guarded by catMu
 
 	faultMu    sync.Mutex
@@ -189,7 +191,16 @@ func (a *Arena) openFile(in *internalOptions) (err error) {
 	if err := a.tidy(log, recs, size); err != nil {
 		return err
 	}
-	return a.show(in.chunkSize, mark, int64(mark)<<pageShift, nil, nil)
+	a.removeScratches()
+	if err := a.show(in.chunkSize, mark, int64(mark)<<pageShift, nil, nil); err != nil {
+		return err
+	}
+	if log != nil { // there was a crash
+		if err := a.dropUnfinished(); err != nil { // the next migration tries again
+			a.logger().Warn("unfinished migration or bulk load", "path", a.path, "err", err)
+		}
+	}
+	return nil
 }
 
 // show maps the file and loads what is always there. Records that may not be
@@ -546,7 +557,7 @@ func (a *Arena) Close() error {
 	if a.closed() {
 		return nil
 	}
-	err := a.finish()
+	err := errors.Join(a.dropHidden(), a.finish())
 	close(a.quit)
 	a.catMu.Lock()
 	defer a.catMu.Unlock()

@@ -179,6 +179,69 @@ func benchGet[K comparable, V any](b *testing.B, kind benchKind[K, V], hit bool)
 }
 
 // BenchmarkEMDictSet fills an empty dict, with one Sync at its end; an operation is one entry.
+// BenchmarkEMDictGetMany looks up batches of 64, in the map one after the other; the time is that of one key.
+func BenchmarkEMDictGetMany(b *testing.B) {
+	for _, hit := range []bool{true, false} {
+		b.Run(fmt.Sprintf("hit=%t", hit), func(b *testing.B) {
+			benchGetMany(b, uint64Kind, hit)
+			benchGetMany(b, bytesKind, hit)
+		})
+	}
+}
+
+func benchGetMany[K comparable, V any](b *testing.B, kind benchKind[K, V], hit bool) {
+	eachMap(b, kind, func(b *testing.B, m benchMap[K, V], n int) {
+		const batch = 64
+		r := rand.New(rand.NewPCG(1, 1))
+		keys := make([]K, 1<<16)
+		for i := range keys {
+			at := r.IntN(n)
+			if !hit {
+				at += n
+			}
+			keys[i], _ = kind.pair(at)
+		}
+		vals, ok := make([]V, batch), make([]bool, batch)
+		found, batches := 0, 0
+		for b.Loop() {
+			some := keys[batches*batch&(len(keys)-1):][:batch]
+			batches++
+			if e, is := m.(emdMap[K, V]); is {
+				got, err := e.d.GetMany(some, vals, ok)
+				isZeroErr(b, err)
+				found += got
+				continue
+			}
+			m := m.(goMap[K, V])
+			for i, k := range some {
+				if vals[i], ok[i] = m[k]; ok[i] {
+					found++
+				}
+			}
+		}
+		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(batches*batch), "ns/key")
+		require.Equal(b, hit, found > 0)
+	})
+}
+
+// BenchmarkEMDictPartition goes over all entries in two parts.
+func BenchmarkEMDictPartition(b *testing.B) {
+	eachMap(b, uint64Kind, func(b *testing.B, m benchMap[uint64, uint64], n int) {
+		for b.Loop() {
+			seen := 0
+			count := func(uint64, uint64) bool { seen++; return true }
+			if e, ok := m.(emdMap[uint64, uint64]); ok {
+				e.d.Partition(0, 2)(count)
+				e.d.Partition(1, 2)(count)
+			} else {
+				m.all(count)
+			}
+			require.Equal(b, n, seen)
+		}
+		perEntry(b, n)
+	})
+}
+
 func BenchmarkEMDictSet(b *testing.B) {
 	benchSet(b, uint64Kind)
 	benchSet(b, bytesKind)
@@ -221,6 +284,49 @@ func benchSet[K comparable, V any](b *testing.B, kind benchKind[K, V]) {
 // perEntry reports the time of one of n elements that an operation handles.
 func perEntry(b *testing.B, n int) {
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/entry")
+}
+
+// BenchmarkEMDictBulkLoad fills an empty dict with BulkLoad, or a map one by one.
+func BenchmarkEMDictBulkLoad(b *testing.B) {
+	benchBulkLoad(b, uint64Kind)
+	benchBulkLoad(b, bytesKind)
+}
+
+func benchBulkLoad[K comparable, V any](b *testing.B, kind benchKind[K, V]) {
+	for _, n := range benchLens() {
+		pairs := func(yield func(K, V) bool) {
+			for i := range n {
+				if !yield(kind.pair(i)) {
+					return
+				}
+			}
+		}
+		b.Run(fmt.Sprintf("impl=emd/%s/len=%d", kind.name, n), func(b *testing.B) {
+			dir, size := b.TempDir(), int64(0)
+			for b.Loop() {
+				d := benchDict[K, V](b, dir)
+				_, err := d.BulkLoad(b.Context(), pairs)
+				require.NoError(b, err)
+				size = d.Arena().Stats().File
+				b.StopTimer()
+				require.NoError(b, d.Close())
+				require.NoError(b, os.Remove(d.Arena().path))
+				b.StartTimer()
+			}
+			perEntry(b, n)
+			b.ReportMetric(float64(size)/float64(n), "bytes/entry")
+		})
+		b.Run(fmt.Sprintf("impl=map/%s/len=%d", kind.name, n), func(b *testing.B) {
+			for b.Loop() {
+				m := map[K]V{}
+				for k, v := range pairs {
+					m[k] = v
+				}
+				require.NotEmpty(b, m)
+			}
+			perEntry(b, n)
+		})
+	}
 }
 
 func BenchmarkEMDictOverwrite(b *testing.B) {

@@ -618,41 +618,45 @@ func (d *dict) valueAt(dst []byte, b *bucket, i int) ([]byte, error) {
 // copyEntry puts the entry of src's slot i, whose hash is h, into b, where it
 // is not yet, and says whether there was room. The caller has touched b.
 func (l *layout) copyEntry(b *bucket, h uint64, src *bucket, i int) bool {
-	switch l.kind {
-	case layoutLines:
-		if i == l.slots {
-			b[bucketFlagsOff] |= flagZero
-			copy(b[zeroValueOff:zeroValueOff+zeroValueMax], src[zeroValueOff:])
-			return true
-		}
-		line := 1 + home(h, lineCount)
-		for range lineCount {
-			for off := line * lineSize; off < (line+1)*lineSize; off += l.slot {
-				if l.lineKey(b, off) == 0 {
-					from := l.slotOff(i)
-					copy(b[off:off+l.slot], src[from:from+l.slot])
-					return true
-				}
-			}
-			if line++; line > lineCount {
-				line = 1
-			}
-		}
-		return false
-	case layoutControl:
+	if l.kind == layoutSlotted {
+		e, ok := l.entry(src, entryOff(src, i))
+		return ok && l.addSlotted(b, h, src[entryOff(src, i):e.end])
+	}
+	if i == l.slots { // of lines
+		b[bucketFlagsOff] |= flagZero
+		copy(b[zeroValueOff:zeroValueOff+zeroValueMax], src[zeroValueOff:])
+		return true
+	}
+	from := l.slotOff(i)
+	return l.addFixed(b, h, src[from:from+l.slot])
+}
+
+// addFixed puts a slot, not of the key 0 of lines, into a bucket where its key
+// is not yet, and says whether there was room. The caller has touched b.
+func (l *layout) addFixed(b *bucket, h uint64, slot []byte) bool {
+	if l.kind == layoutControl {
 		to := l.emptySlot(b, h)
 		if to < 0 {
 			return false
 		}
-		from, off := l.slotOff(i), l.slotOff(to)
-		copy(b[off:off+l.slot], src[from:from+l.slot])
+		copy(b[l.slotOff(to):], slot)
 		b[l.ctrlOff(to)] = fingerprint(h)
 		b.setCount(b.count() + 1)
 		return true
-	default:
-		e, ok := l.entry(src, entryOff(src, i))
-		return ok && l.addSlotted(b, h, src[entryOff(src, i):e.end])
 	}
+	line := 1 + home(h, lineCount)
+	for range lineCount {
+		for off := line * lineSize; off < (line+1)*lineSize; off += l.slot {
+			if l.lineKey(b, off) == 0 {
+				copy(b[off:off+l.slot], slot)
+				return true
+			}
+		}
+		if line++; line > lineCount {
+			line = 1
+		}
+	}
+	return false
 }
 
 // emptySlot returns the first empty slot on the way of h, -1 if there is none.

@@ -22,6 +22,7 @@ type dict struct {
 	table    atomic.Pointer[segmentTable]
 	cost     atomic.Int64  // bytes that a change may add to private memory, but for records
 	overflow atomic.Int64  // overflow pages
+	warm     atomic.Bool   // the last batch of lookups found all in memory
 	away     bool          // between turnAway and readmit, guarded by all locks
 	held     *segmentTable // what lock has locked, guarded by its locks
 }
@@ -243,31 +244,40 @@ func (d *dict) freeBuckets(seg *segment, follow bool) error {
 
 // freeLarge gives back the records of a bucket that freeAll would leave.
 func (d *dict) freeLarge(no pageNo) error {
-	l := d.layout
-	if l.kind != layoutSlotted {
+	if d.layout.kind != layoutSlotted {
 		return nil
 	}
 	for link := uint32(0); no != 0; {
 		b, err := d.page(no, link)
+		if err == nil {
+			err = d.freeLargeOf(no, b)
+		}
 		if err != nil {
 			return err
 		}
-		for i := l.next(b, 0); i >= 0; i = l.next(b, i+1) {
-			e, ok := l.entry(b, entryOff(b, i))
-			if !ok {
-				return corruptAt(uint64(no)<<pageShift, "entry passes the end of its bucket")
-			}
-			if e.keyFar {
-				err = d.recs.freeLarge(b.refAt(e.key))
-			}
-			if e.valFar {
-				err = errors.Join(err, d.recs.freeLarge(b.refAt(e.val)))
-			}
-			if err != nil {
-				return err
-			}
-		}
 		no, link = b.next(), b.link()+1
+	}
+	return nil
+}
+
+// freeLargeOf is freeLarge for one slotted page, b, of number no.
+func (d *dict) freeLargeOf(no pageNo, b *bucket) error {
+	l := d.layout
+	for i := l.next(b, 0); i >= 0; i = l.next(b, i+1) {
+		e, ok := l.entry(b, entryOff(b, i))
+		if !ok {
+			return corruptAt(uint64(no)<<pageShift, "entry passes the end of its bucket")
+		}
+		var err error
+		if e.keyFar {
+			err = d.recs.freeLarge(b.refAt(e.key))
+		}
+		if e.valFar {
+			err = errors.Join(err, d.recs.freeLarge(b.refAt(e.val)))
+		}
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -153,8 +153,7 @@ func (d *EMDict[K, V]) Get(k K) (v V, ok bool, err error) {
 
 func (d *EMDict[K, V]) get(k *K, v *V, ok *bool) (err error) {
 	if d.key.raw && d.val.raw {
-		_, *ok, err = d.d.get(memoryOf(v)[:0], d.d.hash(memoryOf(k)), memoryOf(k))
-		return err
+		return d.getRaw(d.d.hash(memoryOf(k)), memoryOf(k), v, ok)
 	}
 	b := d.buffers()
 	defer d.pool.Put(b)
@@ -162,21 +161,41 @@ func (d *EMDict[K, V]) get(k *K, v *V, ok *bool) (err error) {
 	if err != nil {
 		return err
 	}
+	return d.getEncoded(b, d.d.hash(key), key, v, ok)
+}
+
+// getEncoded is get for the hash and the encoding of a key. *v and *ok are
+// zero.
+func (d *EMDict[K, V]) getEncoded(b *dictBuffers, h uint64, key []byte, v *V, ok *bool) (err error) {
 	if len(key) > maxKeySize {
 		return d.d.a.check(&d.d.handle)
 	}
-	if d.val.form == stringForm {
+	switch {
+	case d.key.raw && d.val.raw:
+		return d.getRaw(h, key, v, ok)
+	case d.val.form == stringForm:
 		// The copy made under validation becomes the string.
-		text, found, err := d.d.get(nil, d.d.hash(key), key)
+		text, found, err := d.d.get(nil, h, key)
 		*ok = found
 		*asString(v) = unsafe.String(unsafe.SliceData(text), len(text))
 		return err
+	default:
+		var found bool
+		b.val, found, err = d.d.get(b.val[:0], h, key)
+		if err == nil && found {
+			err = d.decodeValue(v, key, b.val)
+			*ok = err == nil
+		}
 	}
-	var found bool
-	b.val, found, err = d.d.get(b.val[:0], d.d.hash(key), key)
-	if err == nil && found {
-		err = d.decodeValue(v, key, b.val)
-		*ok = err == nil
+	return err
+}
+
+// getRaw is getEncoded where keys and values are as in memory.
+func (d *EMDict[K, V]) getRaw(h uint64, key []byte, v *V, ok *bool) (err error) {
+	_, *ok, err = d.d.get(memoryOf(v)[:0], h, key)
+	if !*ok {
+		var none V
+		*v = none // an attempt that was disturbed may have found one
 	}
 	return err
 }
@@ -557,13 +576,19 @@ func (d *EMDict[K, V]) buffers() *dictBuffers {
 // trim forgets buffers that one huge value left.
 func (b *dictBuffers) trim() {
 	const most = 1 << 20
-	if cap(b.val) > most || cap(b.old) > most {
-		b.val, b.old = nil, nil
+	if cap(b.key) > most || cap(b.val) > most || cap(b.old) > most {
+		*b = dictBuffers{}
 	}
 }
 
 // encodeKey returns the encoding of k, in b or where k's bytes lie.
 func (d *EMDict[K, V]) encodeKey(b *dictBuffers, k *K) ([]byte, error) {
+	b.key = b.key[:0]
+	return d.appendKey(b, k)
+}
+
+// appendKey is encodeKey that leaves the keys in b as they are.
+func (d *EMDict[K, V]) appendKey(b *dictBuffers, k *K) ([]byte, error) {
 	switch {
 	case d.key.raw:
 		return memoryOf(k), nil
@@ -571,9 +596,10 @@ func (d *EMDict[K, V]) encodeKey(b *dictBuffers, k *K) ([]byte, error) {
 		s := *asString(k)
 		return unsafe.Slice(unsafe.StringData(s), len(s)), nil
 	}
+	start := len(b.key)
 	var err error
-	b.key, err = d.key.encode(b.key[:0], k)
-	return b.key, err
+	b.key, err = d.key.encode(b.key, k)
+	return b.key[min(start, len(b.key)):], err
 }
 
 func (d *EMDict[K, V]) encodeValue(b *dictBuffers, v *V) ([]byte, error) {

@@ -165,6 +165,61 @@ func (m *dictModel[K, V]) check() {
 		require.NoError(t, err)
 		require.Equal(t, had, ok)
 	}
+	m.checkBatches()
+	m.checkPartitions()
+}
+
+// checkBatches looks up all keys, and others, with GetMany.
+func (m *dictModel[K, V]) checkBatches() {
+	t, d := m.t, m.d
+	var keys []K
+	for k := range m.want {
+		keys = append(keys, k)
+	}
+	for range 1 + len(keys)/4 {
+		keys = append(keys, m.key(m.r))
+	}
+	m.r.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] })
+	for len(keys) > 0 {
+		n := min(len(keys), 1+m.r.IntN(3*batchSize))
+		vals, oks := make([]V, n), make([]bool, n)
+		for i := range n {
+			vals[i], oks[i] = m.val(m.r), m.r.IntN(2) == 0 // to be overwritten
+		}
+		d.d.warm.Store(m.r.IntN(2) == 0)
+		found, err := d.GetMany(keys[:n], vals, oks)
+		require.NoError(t, err)
+		for i, k := range keys[:n] {
+			v, had := m.want[k] // zero if it is absent
+			require.Equal(t, had, oks[i], "%v", k)
+			require.Equal(t, v, vals[i], "%v", k)
+			if had {
+				found--
+			}
+		}
+		require.Zero(t, found)
+		keys = keys[n:]
+	}
+}
+
+func (m *dictModel[K, V]) checkPartitions() {
+	t, d := m.t, m.d
+	n := []int{1, 2, 3, 7, 64, 1000, math.MaxInt}[m.r.IntN(7)]
+	seen := map[K]bool{}
+	for i := range min(n, 1000) {
+		if n > 1000 {
+			i *= n / 1000 // of the many, a few
+		}
+		for k, v := range d.Partition(i, n) {
+			require.False(t, seen[k], "%v twice", k)
+			seen[k] = true
+			require.Equal(t, m.want[k], v)
+		}
+	}
+	require.NoError(t, d.Err())
+	if n <= 1000 {
+		require.Len(t, seen, len(m.want))
+	}
 }
 
 // hashMasks are the hash functions of tests: the real one, few bits at both
@@ -530,6 +585,10 @@ func TestEMDictClosed(t *testing.T) {
 		require.ErrorIs(t, err, ErrClosed)
 		_, err = s.Contains("a")
 		require.ErrorIs(t, err, ErrClosed)
+		_, err = d.GetMany(make([]uint64, 1), nil, nil)
+		require.ErrorIs(t, err, ErrClosed, "before the lengths")
+		_, err = s.GetMany(nil, nil, nil)
+		require.ErrorIs(t, err, ErrClosed)
 		require.ErrorIs(t, d.Set(1, 2), ErrClosed)
 		_, err = d.Delete(1)
 		require.ErrorIs(t, err, ErrClosed)
@@ -547,6 +606,9 @@ func TestEMDictClosed(t *testing.T) {
 		require.ErrorIs(t, err, ErrClosed)
 		require.Zero(t, d.Len())
 		for range d.All() {
+			t.Error("an entry")
+		}
+		for range d.Partition(3, 2) { // before the index
 			t.Error("an entry")
 		}
 		require.ErrorIs(t, d.Err(), ErrClosed)
@@ -1024,10 +1086,17 @@ func TestEMDictAllocations(t *testing.T) {
 	wide := newDictFor[[16]byte, rec](t, testOptions{})
 	texts := newDictFor[string, uint64](t, testOptions{})
 	key := "a key of some length"
+	someTexts, someVals, someOK := []string{key, "", key + key}, make([]uint64, 3), make([]bool, 3)
 	add := func(v uint64, _ bool) (uint64, Op) { return v + 1, OpStore }
 	for name, fn := range map[string]func(){
 		"words set": func() { _ = words.Set(7, 8) },
 		"words get": func() { _, _, _ = words.Get(7) },
+		"words many": func() {
+			var keys, vals [3 * batchSize]uint64
+			var ok [3 * batchSize]bool
+			_, _ = words.GetMany(keys[:], vals[:], ok[:])
+		},
+		"text many": func() { _, _ = texts.GetMany(someTexts, someVals, someOK) },
 		"wide set":  func() { _ = wide.Set([16]byte{1}, rec{1, 2, 3}) },
 		"wide get":  func() { _, _, _ = wide.Get([16]byte{1}) },
 		"text set":  func() { _ = texts.Set(key, 5) },

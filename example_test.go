@@ -6,10 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"maps"
 	"math"
 	"os"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/emd-go/emd"
@@ -405,6 +408,88 @@ func ExampleCodec() {
 	// Output:
 	// emd_test.Square 4.00
 	// emd_test.Circle 3.14
+}
+
+// Far more pairs than memory holds may come in any order: they are sorted, and the dict is written in one go.
+func ExampleEMDict_BulkLoad() {
+	defer inTempFolder()()
+
+	squares, err := emd.OpenDict[uint64, uint64]("squares.emd", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer squares.Close()
+	pairs := func(yield func(uint64, uint64) bool) {
+		for n := range uint64(100_000) {
+			if !yield(n, n*n) {
+				return
+			}
+		}
+	}
+	n, err := squares.BulkLoad(context.Background(), pairs)
+	fmt.Println(n, err)
+	fmt.Println(squares.Get(300))
+
+	// Output:
+	// 100000 <nil>
+	// 90000 true <nil>
+}
+
+// Lookups that are made together wait for memory, or the disk, together.
+func ExampleEMDict_GetMany() {
+	defer inTempFolder()()
+
+	ages, err := emd.OpenDict[string, int]("ages.emd", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer ages.Close()
+	if _, err := ages.SetAll(maps.All(map[string]int{"Ada": 36, "Alan": 41, "Grace": 85})); err != nil {
+		log.Fatal(err)
+	}
+	names := []string{"Grace", "Kurt", "Ada"}
+	years, ok := make([]int, len(names)), make([]bool, len(names))
+	found, err := ages.GetMany(names, years, ok)
+	fmt.Println(found, years, ok, err)
+
+	// Output:
+	// 2 [85 0 36] [true false true] <nil>
+}
+
+// A scan shared by four goroutines.
+func ExampleEMDict_Partition() {
+	defer inTempFolder()()
+
+	sizes, err := emd.OpenDict[string, int64]("sizes.emd", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer sizes.Close()
+	for i := range 1000 {
+		if err := sizes.Set(fmt.Sprint("file ", i), int64(i)); err != nil {
+			log.Fatal(err)
+		}
+	}
+	const parts = 4
+	var total atomic.Int64
+	err = sizes.Arena().View(func() error { // fails if a loop ends early
+		var wg sync.WaitGroup
+		for i := range parts {
+			wg.Go(func() {
+				sum := int64(0)
+				for _, size := range sizes.Partition(i, parts) {
+					sum += size
+				}
+				total.Add(sum)
+			})
+		}
+		wg.Wait()
+		return nil
+	})
+	fmt.Println(total.Load(), err)
+
+	// Output:
+	// 499500 <nil>
 }
 
 // Users were numbers once. The program takes files from those days as well.

@@ -13,7 +13,7 @@ import (
 // under a hidden name; the library commits meanwhile as memory asks for it. Then
 // one commit gives the new one the name and frees the old. A crash before
 // that commit leaves the old one, and what there is of the new, which the next
-// migration drops.
+// Open drops, or if that is rolled back the next migration.
 //
 // While it is read the old container is claimed: writers wait, readers do not.
 
@@ -127,7 +127,23 @@ func (a *Arena) migrate(name string, try func() error) error {
 	return a.placed("migrate", h, 0, err)
 }
 
-// dropUnfinished drops what is left of migrations that a crash or Close ended.
+// dropHidden drops what running migrations have built: they cannot end well,
+// for the arena is being closed. The caller holds the turn.
+func (a *Arena) dropHidden() error {
+	if a.writable() != nil {
+		return nil
+	}
+	for _, c := range a.registered() {
+		if name := c.base().name; strings.HasPrefix(name, hiddenPrefix) {
+			if err := a.drop(name); err != nil && !errors.Is(err, ErrNoContainer) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// dropUnfinished drops what is left of migrations that a crash ended.
 func (a *Arena) dropUnfinished() error {
 	a.turn.Lock()
 	defer a.turn.Unlock()
@@ -170,6 +186,7 @@ type migration struct {
 	a         *Arena
 	ctx       context.Context
 	old, made container
+	inPlace   bool  // old, a dict, takes over what is in made and lives on: see BulkLoad
 	claim     claim // of old
 	// The epochs with which it began. Others mean that a Rollback, Drop or Close
 	// has changed one of the two behind its back.
@@ -415,6 +432,9 @@ func (m *migration) finish() error {
 		a.rollbacks.Add(1)
 		return errors.Join(err, a.rollback())
 	}
+	if m.inPlace {
+		return err
+	}
 	m.retire() // also when the arena stopped: then only the next Open can tell which of the two the file has
 	return err
 }
@@ -438,11 +458,31 @@ func (m *migration) exchange() error {
 	named := handle{name: old.name, kind: made.kind, key: made.key, value: made.value}
 	a.space.touch(made.hdr, lineMask(labelOff, labelEnd-labelOff))
 	named.writeLabel(a.space.page(made.hdr))
+	if d, ok := m.old.(*dict); ok && m.inPlace {
+		return m.takeOver(d)
+	}
 	if err := m.old.free(); err != nil {
 		return err
 	}
 	old.hdr = 0 // so that flush leaves the page alone: it may be another's by now
 	return nil
+}
+
+// takeOver is the end of exchange for a dict that lives on: readers get what
+// made has before the old pages are freed, which takes its time.
+func (m *migration) takeOver(old *dict) error {
+	made := m.made.base()
+	old.flush()
+	gone := old.like()
+	if err := gone.load(old.hdr); err != nil {
+		return err
+	}
+	if err := old.load(made.hdr); err != nil {
+		return err
+	}
+	m.a.unregister(made.name)
+	old.readmit()
+	return gone.free()
 }
 
 // retire closes old for good, and has the next who opens its name find made.

@@ -10,3 +10,9 @@ import "unsafe"
 //
 //go:noescape
 func prefetch(p unsafe.Pointer)
+
+// prefetchEach is prefetch for the n addresses from p on. An address where
+// nothing is mapped, such as nil, does no harm.
+//
+//go:noescape
+func prefetchEach(p *unsafe.Pointer, n int)

@@ -5,3 +5,5 @@ package emd
 import "unsafe"
 
 func prefetch(unsafe.Pointer) {}
+
+func prefetchEach(*unsafe.Pointer, int) {}

@@ -105,6 +105,10 @@ type records struct {
 	a   *Arena
 	mu  sync.Mutex
 	off uint64 // of the state, guarded by the container's writer lock
+
+	// fresh, if not nil, is where pages come from, for a container that is
+	// written in one go: pages of free space would go through the log.
+	fresh *freshPages
 }
 
 // init says where the state of the container lies. Zeros are an empty state.
@@ -139,6 +143,14 @@ func (r *records) put(data []byte) (ref, error) {
 func (r *records) write(off uint64, data []byte) {
 	r.a.space.mark(off, len(data))
 	copy(r.a.space.view(off, len(data)), data)
+}
+
+// pages returns a run of n pages.
+func (r *records) pages(n uint32) (pageNo, error) {
+	if r.fresh != nil {
+		return r.fresh.take(n)
+	}
+	return r.a.alloc.alloc(n)
 }
 
 // replace stores data in the place of a record: where that lies if it has
@@ -209,7 +221,7 @@ func (r *records) space(n int) (off uint64, err error) {
 	if n <= maxSlab {
 		return r.takeSlot(int(classOf[(n+15)/16]))
 	}
-	p, err := r.a.alloc.alloc(pagesFor(n))
+	p, err := r.pages(pagesFor(n))
 	if err != nil {
 		return 0, err
 	}
@@ -403,7 +415,7 @@ func (r *records) giveSlot(off uint64, class int) error {
 }
 
 func (r *records) newSlab(class int) (pageNo, error) {
-	p, err := r.a.alloc.alloc(slabPages(class))
+	p, err := r.pages(slabPages(class))
 	if err != nil {
 		return 0, err
 	}
@@ -522,7 +534,7 @@ func (r *records) putPiece(part []byte, spill bool) (p pageNo, err error) {
 	if spill {
 		p, err = r.a.alloc.allocFresh(n)
 	} else {
-		p, err = r.a.alloc.alloc(n)
+		p, err = r.pages(n)
 	}
 	if err != nil {
 		return 0, err

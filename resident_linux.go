@@ -28,3 +28,17 @@ func (s *space) resident() (n int64) {
 	}
 	return n
 }
+
+// residencyKnown says that inMemory tells.
+const residencyKnown = true
+
+// inMemory says whether page p can be read without the disk.
+func (s *space) inMemory(p pageNo) bool {
+	b := s.osPages(uint64(p)<<pageShift, pageSize)
+	var vec [16]byte // one for each page of the machine, and room for qemu-user's
+	if b == nil {
+		return true
+	}
+	_, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), uintptr(unsafe.Pointer(&vec[0])))
+	return errno != 0 || vec[0]&1 != 0
+}
