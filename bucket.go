@@ -886,8 +886,10 @@ func (d *dict) getWord(key uint64) (val uint64, ok bool, err error) {
 func (d *dict) getWordSlow(key uint64) (val uint64, ok bool, err error) {
 	var k, v [8]byte
 	binary.LittleEndian.PutUint64(k[:], key)
-	_, ok, err = d.get(v[:0], d.hashWord(key), k[:])
-	return binary.LittleEndian.Uint64(v[:]), ok, err
+	if _, ok, err = d.get(v[:0], d.hashWord(key), k[:]); !ok {
+		return 0, false, err // v may hold what a torn attempt has read
+	}
+	return binary.LittleEndian.Uint64(v[:]), true, err
 }
 
 // prefetch asks for the line where a search for h in lines begins. What it
