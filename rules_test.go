@@ -81,6 +81,9 @@ func TestCrashRules(t *testing.T) {
 	shown := map[rule]bool{}
 	for _, s := range shownRules {
 		shown[s.rule] = true
+		if testing.Short() && s.rule%5 != 0 {
+			continue // the full run breaks them all
+		}
 		why := s.rule.noticedBy(s.mode, s.test)
 		require.NotEmpty(t, why, "rule %d: %s/%s", s.rule, s.mode, s.test)
 		t.Logf("rule %d is noticed in %s/%s: %.200s", s.rule, s.mode, s.test, why)
