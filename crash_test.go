@@ -109,6 +109,9 @@ func (j *crashJudge) judge(img *simDisk, depth int, allowed []string, what strin
 	if err != nil {
 		return
 	}
+	if k := slices.Index(j.history, state); k >= 0 {
+		state = j.history[k] // not a copy for each image: they took gigabytes
+	}
 	j.seen[sum] = state
 	if again != nil {
 		// Somebody may have seen that state, so it stays. But in the recovery of commits that nobody waited for, a torn
