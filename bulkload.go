@@ -795,7 +795,7 @@ func (l *loader) linkSegment(t *segmentTable, i uint64, depth uint32, dir uint64
 	switch {
 	case t.bits == 0:
 		made.setHeaderDepth(depth)
-		seg.depth.Store(depth)
+		seg.setDepth(depth)
 	case depth > 0:
 		made.a.space.mark(dir, 4<<depth)
 		made.setRoot(leaves[0].prefix, dir|uint64(depth)<<rootDepthBit)

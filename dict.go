@@ -188,7 +188,7 @@ func (d *dict) reset() error {
 			return err
 		}
 		if t.bits != 0 && seg.off != 0 {
-			if err := d.recs.release(seg.off, 4<<seg.depth.Load()); err != nil {
+			if err := d.recs.release(seg.off, 4<<seg.depth()); err != nil {
 				return err
 			}
 		}
@@ -217,7 +217,7 @@ func (d *dict) reset() error {
 // records only if follow says that there may be any.
 func (d *dict) freeBuckets(seg *segment, follow bool) error {
 	last := pageNo(0)
-	for i := range uint64(1) << seg.depth.Load() {
+	for i := range uint64(1) << seg.depth() {
 		no := seg.entry(i)
 		if no == 0 || no == last {
 			continue
@@ -285,7 +285,7 @@ func (d *dict) freeLargeOf(no pageNo, b *bucket) error {
 // bare says whether the dict takes no space but its header page.
 func (d *dict) bare() bool {
 	t := d.table.Load()
-	return t.bits == 0 && t.segs[0].depth.Load() == 0 && t.segs[0].entry(0) == 0
+	return t.bits == 0 && t.segs[0].depth() == 0 && t.segs[0].entry(0) == 0
 }
 
 // count returns the number of entries.
@@ -325,7 +325,7 @@ func (d *dict) size() int64 {
 			pages += int64(seg.buckets)
 		}
 		if t.bits != 0 && seg.off != 0 {
-			n += 4 << seg.depth.Load()
+			n += 4 << seg.depth()
 		}
 		seg.mu.Unlock()
 	}
@@ -436,7 +436,7 @@ func (d *dict) read(h uint64, fn func(t *segmentTable, seg *segment, s uint64) e
 
 // search finds key for a reader: its page and slot; nil if there is none.
 func (d *dict) search(t *segmentTable, seg *segment, s, h uint64, key []byte) (*bucket, int, error) {
-	no, ok := seg.bucketAt(t, h, s)
+	no, ok := seg.bucketAt(h, s)
 	if !ok {
 		return nil, 0, errRetry
 	}
@@ -623,7 +623,7 @@ func (d *dict) eachBytes(fn func(key, val []byte) bool) error {
 // changeInside is change with the lock held and the gate open. On error
 // nothing has changed; errFanOut asks to fan out and try again.
 func (d *dict) changeInside(t *segmentTable, seg *segment, kind changeKind, h uint64, key, val, dst []byte) (old []byte, was bool, err error) {
-	head := seg.bucket(t, h)
+	head := seg.bucket(h)
 	if kind != changeSet {
 		p, found, err := d.locate(head, h, key, 0)
 		if err != nil {
@@ -1194,12 +1194,12 @@ func (d *dict) holdKey(h uint64, key, dst []byte) (by hold, val []byte, ok bool,
 	if d.layout.kind == layoutLines {
 		d.prefetch(h)
 	}
-	t, seg := d.lockSegment(h, false)
+	_, seg := d.lockSegment(h, false)
 	defer seg.mu.Unlock()
 	by = hold{lo: h, hi: h, epoch: d.epoch.Load()}
 	if d.state.Load() == stateOpen && d.hdr != 0 {
 		var p place
-		if p, ok, err = d.locate(seg.bucket(t, h), h, key, 0); ok && err == nil {
+		if p, ok, err = d.locate(seg.bucket(h), h, key, 0); ok && err == nil {
 			dst, err = d.valueAt(dst, p.b, p.i)
 		}
 	}
@@ -1215,7 +1215,7 @@ func (d *dict) holdBucket(h uint64) (hold, error) {
 	for {
 		t, seg := d.lockSegment(h, true)
 		hi := h | ^uint64(0)>>t.bits
-		if no := seg.bucket(t, h); no != 0 {
+		if no := seg.bucket(h); no != 0 {
 			b, err := d.owned(t, seg, h, no)
 			if err != nil {
 				seg.mu.Unlock()
@@ -1414,7 +1414,7 @@ func (d *dict) prefetchBuckets(h uint64) uint64 {
 	t := d.table.Load()
 	seg := t.segment(h)
 	s := seg.load()
-	depth, dir := seg.depth.Load(), seg.dir.Load()
+	depth, dir := seg.depth(), seg.dir.Load()
 	if !optimistic || h == 0 || s&1 != 0 || seg.load() != s {
 		return h
 	}
@@ -1437,7 +1437,7 @@ func (d *dict) prefetchBuckets(h uint64) uint64 {
 func (c *cursor) copyBucket(t *segmentTable, seg *segment, s uint64) (lo, hi uint64, err error) {
 	defer catchFault(&err, debug.SetPanicOnFault(true))
 	d := c.d
-	no, ok := seg.bucketAt(t, c.pos, s)
+	no, ok := seg.bucketAt(c.pos, s)
 	if !ok {
 		return 0, 0, errRetry
 	}

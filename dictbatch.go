@@ -155,7 +155,7 @@ func (d *dict) getWordBatch(keys, vals [][8]byte, ok []bool, start time.Time) (f
 			l.hash = d.hashWord(le.Uint64(keys[i][:]))
 			l.seg = t.segment(l.hash)
 			l.seen = l.seg.load()
-			if no, same := l.seg.bucketAt(t, l.hash, l.seen); same && l.seen&1 == 0 {
+			if no, same := l.seg.bucketAt(l.hash, l.seen); same && l.seen&1 == 0 {
 				l.no = no
 			}
 		}
@@ -171,7 +171,7 @@ func (d *dict) getWordBatch(keys, vals [][8]byte, ok []bool, start time.Time) (f
 		for i := range keys {
 			l := &looks[i]
 			if l.no != 0 {
-				l.b = d.peek(l.no)
+				l.b = (*bucket)(d.space.near(l.no))
 			}
 			if l.b != nil {
 				lines[i] = unsafe.Add(unsafe.Pointer(l.b), lineSize+home(l.hash, lineCount)*lineSize)
@@ -251,7 +251,7 @@ func (d *dict) prefetchBatch(hashes []uint64) (missing int) {
 	var pages [batchSize]pageNo
 	for i, h := range hashes {
 		seg := t.segment(h)
-		if no, same := seg.bucketAt(t, h, seg.load()); same {
+		if no, same := seg.bucketAt(h, seg.load()); same {
 			pages[i] = no
 		}
 	}
@@ -265,7 +265,7 @@ func (d *dict) prefetchBatch(hashes []uint64) (missing int) {
 		if pages[i] == 0 {
 			continue
 		}
-		b := d.peek(pages[i])
+		b := (*bucket)(d.space.near(pages[i]))
 		buckets[i] = b
 		switch {
 		case b == nil:

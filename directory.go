@@ -84,6 +84,8 @@ const (
 	_ = uint(dictDirOff - dictRecordsOff - recordsSize)
 	_ = uint(dictRecordsOff - dictOverflowOff - 8)
 	_ = uint(pageSize - 8*segmentCount)
+	_ = tableStep - unsafe.Sizeof(segment{})
+	_ = unsafe.Sizeof(segment{}) - tableStep
 	_ = uint(segmentCount - 1<<inlineDepth) // each inline bucket becomes a segment
 )
 
@@ -92,25 +94,35 @@ const (
 // versions of the old one then stay odd, so that readers look again.
 type segmentTable struct {
 	bits    uint8 // 0 or rootBits
-	base    int64 // entries when the table was made
+	shift   uint8 // with mask: see segment
+	mask    uint64
+	first   unsafe.Pointer // of segs
+	base    int64          // entries when the table was made
 	segs    []segment
 	stripes []stripe
 }
+
+const (
+	tableShift = 6 // log2 of the bytes of a segment
+	tableStep  = 1 << tableShift
+)
 
 // A segment is the state of a directory on the Go heap: one cache line, which
 // readers share.
 type segment struct {
 	version
 	dir   atomic.Pointer[uint32] // 1<<depth page numbers
-	depth atomic.Uint32
-	only  uint32 // the directory, where it has one entry outside the file
+	shift atomic.Uint32          // of a hash, to have its place in the low bits
+	mask  atomic.Uint32          // 1<<depth - 1
+	only  uint32                 // the directory, where it has one entry outside the file
+	bits  uint32                 // of the table
 
 	// The rest is for writers.
 	*stripe
 	off     uint64 // of the directory in the file; 0: only
 	buckets uint32 // in the directory; 0: not counted yet
 	deepest uint32 // buckets that need the directory's last bit; counted with buckets
-	_       [64 - 32 - 2*unsafe.Sizeof(uintptr(0))]byte
+	_       [tableStep - 40 - 2*unsafe.Sizeof(uintptr(0))]byte
 }
 
 // A stripe has what the writers of a few neighbouring segments share, in a
@@ -131,8 +143,11 @@ type stripeState struct {
 func (d *dict) emptyTable(tableBits uint8) *segmentTable {
 	stripeBits := min(tableBits, maxStripeBits)
 	t := &segmentTable{bits: tableBits, segs: make([]segment, 1<<tableBits), stripes: make([]stripe, 1<<stripeBits)}
+	t.first = unsafe.Pointer(&t.segs[0])
+	t.shift, t.mask = 64-tableShift-tableBits, (1<<tableBits-1)<<tableShift
 	for i := range t.segs {
 		seg := &t.segs[i]
+		seg.bits = uint32(tableBits)
 		seg.stripe = &t.stripes[i>>(tableBits-stripeBits)]
 		seg.setOnly(0)
 		if d.away {
@@ -172,7 +187,7 @@ func (d *dict) setTable(t *segmentTable) {
 func (t *segmentTable) cost() int64 {
 	depth := uint32(0)
 	for i := range t.segs {
-		depth = max(depth, t.segs[i].depth.Load())
+		depth = max(depth, t.segs[i].depth())
 	}
 	return changeCost(depth)
 }
@@ -207,9 +222,10 @@ func (t *segmentTable) readmit() {
 	}
 }
 
-// segment returns the segment of a hash.
+// segment returns the segment of a hash: the one that its upper bits number. Few
+// instructions, as each lookup takes them.
 func (t *segmentTable) segment(h uint64) *segment {
-	return &t.segs[h>>1>>((63-t.bits)&63)]
+	return (*segment)(unsafe.Add(t.first, h>>(t.shift&63)&t.mask))
 }
 
 // eachStripe calls fn with each stripe that hashes in [lo, hi] belong to, and
@@ -232,21 +248,21 @@ func (t *segmentTable) index(h uint64, depth uint32) uint64 {
 
 // bucket returns the page number of a hash's bucket, 0 if it is absent.
 // For writers.
-func (seg *segment) bucket(t *segmentTable, h uint64) pageNo {
-	return seg.entry(t.index(h, seg.depth.Load()))
+func (seg *segment) bucket(h uint64) pageNo {
+	return seg.entry(h >> (seg.shift.Load() & 63) & uint64(seg.mask.Load()))
 }
 
 // entry returns entry i of the directory, which has it.
 func (seg *segment) entry(i uint64) pageNo { return dirEntry(seg.dir.Load(), i) }
 
 // bucketAt is bucket for readers who saw the counter at s: false if it is not
-// any more, for directory and depth must belong together.
-func (seg *segment) bucketAt(t *segmentTable, h, s uint64) (pageNo, bool) {
-	depth, dir := seg.depth.Load(), seg.dir.Load()
+// any more, for directory, shift and mask must belong together.
+func (seg *segment) bucketAt(h, s uint64) (pageNo, bool) {
+	shift, mask, dir := seg.shift.Load(), seg.mask.Load(), seg.dir.Load()
 	if seg.load() != s {
 		return 0, false
 	}
-	return dirEntry(dir, t.index(h, depth)), true
+	return dirEntry(dir, h>>(shift&63)&uint64(mask)), true
 }
 
 // dirEntry returns entry i of a directory, which has it. The memory is mapped
@@ -261,9 +277,16 @@ func (seg *segment) setOnly(p pageNo) {
 	seg.setDir(&seg.only, 0, 0)
 }
 
+func (seg *segment) depth() uint32 { return uint32(bits.Len32(seg.mask.Load())) }
+
+func (seg *segment) setDepth(n uint32) {
+	seg.shift.Store(min(63, 64-seg.bits-n))
+	seg.mask.Store(1<<n - 1)
+}
+
 func (seg *segment) setDir(dir *uint32, off uint64, depth uint32) {
 	seg.dir.Store(dir)
-	seg.depth.Store(depth)
+	seg.setDepth(depth)
 	seg.off = off
 }
 
@@ -325,10 +348,10 @@ const firstGroups = 4
 
 // headOf returns the bucket of a hash, and makes it if it is absent.
 func (d *dict) headOf(t *segmentTable, seg *segment, h uint64) (pageNo, error) {
-	if no := seg.bucket(t, h); no != 0 {
+	if no := seg.bucket(h); no != 0 {
 		return no, nil
 	}
-	depth := seg.depth.Load()
+	depth := seg.depth()
 	if depth != 0 {
 		return 0, corrupt("directory without a bucket for %#x", h)
 	}
@@ -351,7 +374,7 @@ func prefixOf(h uint64, n int) uint64 { return h &^ (^uint64(0) >> n) }
 // setEntries lets the entries of a directory that agree with h in depth bits,
 // root bits not included, name page no.
 func (d *dict) setEntries(t *segmentTable, seg *segment, h uint64, depth uint32, no pageNo) {
-	all := seg.depth.Load()
+	all := seg.depth()
 	n := uint64(1) << (all - depth)
 	first := t.index(h, all) &^ (n - 1)
 	if seg.off == 0 {
@@ -368,7 +391,7 @@ func (d *dict) setEntries(t *segmentTable, seg *segment, h uint64, depth uint32,
 
 // dirBytes returns the memory of a directory in the file.
 func (d *dict) dirBytes(seg *segment) []byte {
-	return d.a.space.view(seg.off, 4<<seg.depth.Load())
+	return d.a.space.view(seg.off, 4<<seg.depth())
 }
 
 // setRoot writes the root entry of the segment of h.
@@ -387,7 +410,7 @@ func (d *dict) split(t *segmentTable, seg *segment, h uint64, head pageNo) (done
 		return false, err
 	}
 	depth := b.depth()
-	local, all := uint32(depth)-uint32(t.bits), seg.depth.Load()
+	local, all := uint32(depth)-uint32(t.bits), seg.depth()
 	d.countBuckets(seg)
 	if local == all && !mayDeepen(seg) {
 		return false, nil
@@ -428,7 +451,7 @@ func (d *dict) split(t *segmentTable, seg *segment, h uint64, head pageNo) (done
 	seg.end()
 
 	seg.buckets++
-	if local+1 == seg.depth.Load() {
+	if local+1 == seg.depth() {
 		seg.deepest += 2
 	}
 	if chained {
@@ -448,7 +471,7 @@ func (d *dict) owned(t *segmentTable, seg *segment, h uint64, head pageNo) (*buc
 		return nil, err
 	}
 	n := b.depth()
-	if n < int(t.bits) || n > int(t.bits)+int(seg.depth.Load()) || b.prefix() != prefixOf(h, n) {
+	if n < int(t.bits) || n > int(t.bits)+int(seg.depth()) || b.prefix() != prefixOf(h, n) {
 		return nil, corruptAt(uint64(head)<<pageShift, "bucket of prefix %#x/%d stands for hash %#x", b.prefix(), n, h)
 	}
 	return b, nil
@@ -457,7 +480,7 @@ func (d *dict) owned(t *segmentTable, seg *segment, h uint64, head pageNo) (*buc
 // mayDeepen says whether a directory, whose buckets are counted, has so many
 // that it may double.
 func mayDeepen(seg *segment) bool {
-	n := seg.depth.Load() + 1
+	n := seg.depth() + 1
 	return n <= maxDepth && n <= uint32(bits.Len(uint(seg.buckets))-1+spareDepth)
 }
 
@@ -468,12 +491,12 @@ func (d *dict) countBuckets(seg *segment) {
 	}
 	seg.deepest = 0
 	last := pageNo(0)
-	for i := range uint64(1) << seg.depth.Load() {
+	for i := range uint64(1) << seg.depth() {
 		no := seg.entry(i)
 		if i == 0 || no != last {
 			seg.buckets++
 		}
-		if seg.depth.Load() == 0 || no != seg.entry(i^1) {
+		if seg.depth() == 0 || no != seg.entry(i^1) {
 			seg.deepest++
 		}
 		last = no
@@ -644,7 +667,7 @@ func (d *dict) freeChain(no pageNo) error {
 // deepen doubles the directory of h's segment: in the header page, or from the
 // old place to dir.
 func (d *dict) deepen(t *segmentTable, seg *segment, h uint64, dir uint64) {
-	depth := seg.depth.Load()
+	depth := seg.depth()
 	defer func() {
 		seg.deepest = 0
 		for cost := changeCost(depth + 1); ; {
@@ -663,7 +686,7 @@ func (d *dict) deepen(t *segmentTable, seg *segment, h uint64, dir uint64) {
 			binary.LittleEndian.PutUint32(all[8*i-8:], no)
 			binary.LittleEndian.PutUint32(all[8*i-4:], no)
 		}
-		seg.depth.Store(depth + 1)
+		seg.setDepth(depth + 1)
 		return
 	}
 	d.a.space.mark(dir, int(8*n))
@@ -731,7 +754,7 @@ func (d *dict) merge(t *segmentTable, seg *segment, h uint64, head pageNo) error
 		}
 	}
 	d.countBuckets(seg)
-	for seg.deepest == 0 && seg.depth.Load() > 0 {
+	for seg.deepest == 0 && seg.depth() > 0 {
 		if halved, err := d.halve(t, seg, h); err != nil || !halved {
 			return err
 		}
@@ -753,7 +776,7 @@ func (d *dict) mergeOnce(t *segmentTable, seg *segment, h uint64, head pageNo, b
 		return false, nil
 	}
 	buddyHash := prefixOf(h, depth) ^ 1<<(64-depth)
-	no := seg.bucket(t, buddyHash)
+	no := seg.bucket(buddyHash)
 	c, err := d.page(no, 0)
 	if err != nil {
 		return false, err
@@ -790,7 +813,7 @@ func (d *dict) mergeOnce(t *segmentTable, seg *segment, h uint64, head pageNo, b
 	d.setEntries(t, seg, h, local-1, head)
 	seg.end()
 	seg.buckets--
-	if local == seg.depth.Load() {
+	if local == seg.depth() {
 		seg.deepest -= 2
 	}
 	return true, d.a.alloc.free(no, 1)
@@ -808,7 +831,7 @@ func (l *layout) fitTogether(b, c *bucket) bool {
 // halve leaves the last bit of a directory out. It does not where that takes
 // space that there is not.
 func (d *dict) halve(t *segmentTable, seg *segment, h uint64) (bool, error) {
-	depth := seg.depth.Load() - 1
+	depth := seg.depth() - 1
 	n := uint64(1) << depth
 	old := d.dirBytes(seg)
 	if t.bits == 0 {
@@ -818,7 +841,7 @@ func (d *dict) halve(t *segmentTable, seg *segment, h uint64) (bool, error) {
 		for i := range n {
 			copy(old[4*i:4*i+4], old[8*i:])
 		}
-		seg.depth.Store(depth)
+		seg.setDepth(depth)
 		seg.end()
 	} else {
 		oldOff := seg.off
@@ -873,7 +896,7 @@ func (d *dict) fanOut() error {
 func (d *dict) fanOutInside() (err error) {
 	t := d.table.Load()
 	seg := &t.segs[0]
-	if t.bits != 0 || seg.depth.Load() != inlineDepth {
+	if t.bits != 0 || seg.depth() != inlineDepth {
 		return nil
 	}
 	var made []pageNo // buckets of fewer bits than the root, written anew
@@ -1041,7 +1064,7 @@ type dictCheck struct {
 
 // segment checks segment i.
 func (v *dictCheck) segment(i uint64, seg *segment) error {
-	depth := seg.depth.Load()
+	depth := seg.depth()
 	if v.t.bits != 0 && seg.off != 0 {
 		if err := v.recs.space(seg.off, 4<<depth); err != nil {
 			return err

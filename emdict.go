@@ -139,12 +139,19 @@ func (d *EMDict[K, V]) Len() int { return int(d.d.length()) }
 // caller's own.
 func (d *EMDict[K, V]) Get(k K) (v V, ok bool, err error) {
 	if d.words {
-		*(*uint64)(unsafe.Pointer(&v)), ok, err = d.d.getWord(*(*uint64)(unsafe.Pointer(&k)))
-		if err != nil {
-			err = d.error("get", err)
+		word, is := d.d.peekWord(*(*uint64)(unsafe.Pointer(&k)))
+		if is != wordUnknown {
+			return *(*V)(unsafe.Pointer(&word)), is == wordPresent, nil
 		}
-		return v, ok, err
 	}
+	return d.getAny(k)
+}
+
+// getAny is Get of any types. Inlined, it would move the results of Get from
+// registers to the stack.
+//
+//go:noinline
+func (d *EMDict[K, V]) getAny(k K) (v V, ok bool, err error) {
 	if err = d.get(&k, &v, &ok); err != nil {
 		err = d.error("get", err)
 	}
@@ -152,6 +159,11 @@ func (d *EMDict[K, V]) Get(k K) (v V, ok bool, err error) {
 }
 
 func (d *EMDict[K, V]) get(k *K, v *V, ok *bool) (err error) {
+	if d.words {
+		word := (*uint64)(unsafe.Pointer(v))
+		*word, *ok, err = d.d.getWord(*(*uint64)(unsafe.Pointer(k)))
+		return err
+	}
 	if d.key.raw && d.val.raw {
 		return d.getRaw(d.d.hash(memoryOf(k)), memoryOf(k), v, ok)
 	}

@@ -1060,7 +1060,7 @@ func TestEMDictBusyRangeFansOut(t *testing.T) {
 		}
 	}
 	all := func(uint64) bool { return true }
-	fill(all, func() bool { return d.d.table.Load().segs[0].depth.Load() >= 3 })
+	fill(all, func() bool { return d.d.table.Load().segs[0].depth() >= 3 })
 	by, err := d.d.holdBucket(0)
 	require.NoError(t, err)
 	within := func(h uint64) bool { return h <= by.hi }

@@ -150,13 +150,13 @@ func contentPages(t testing.TB, a *Arena) map[string]*heldContainer {
 			hash := d.hash(e.key)
 			seg := tab.segment(hash)
 			if seg.off != 0 {
-				dirPage := pageNo((seg.off + 4*tab.index(hash, seg.depth.Load())) >> pageShift)
+				dirPage := pageNo((seg.off + 4*tab.index(hash, seg.depth())) >> pageShift)
 				e.pages = append(e.pages, dirPage)
 			}
-			for no := seg.bucket(tab, hash); no != 0; no = (*bucket)(a.space.page(no)).next() {
+			for no := seg.bucket(hash); no != 0; no = (*bucket)(a.space.page(no)).next() {
 				e.pages = append(e.pages, no)
 			}
-			p, found, err := d.locate(seg.bucket(tab, hash), hash, e.key, 0)
+			p, found, err := d.locate(seg.bucket(hash), hash, e.key, 0)
 			require.NoError(t, err)
 			require.True(t, found)
 			if d.layout.kind == layoutSlotted {
