@@ -995,23 +995,53 @@ func (b *bucket) copy(src *bucket, l *layout) {
 // setWord is a changeSet of words.
 func (d *dict) setWord(key, val uint64) error {
 	h := d.hashWord(key)
+	d.prefetch(h)
+	return d.storeHeld(h, key, val, nil)
+}
+
+// storeHeld is setWord of a key whose hash is h, for the callback whose hold is
+// by; nil if there is none.
+func (d *dict) storeHeld(h, key, val uint64, by *hold) error {
 	if key != 0 {
-		d.prefetch(h)
-		t, seg, err := d.enter(h, 16, nil)
+		t, seg, err := d.enter(h, 16, by)
 		if err != nil {
 			return err
 		}
-		done := d.storeWord(t, seg, h, key, val)
-		seg.mu.Unlock()
-		if done {
-			return nil
+		if d.storeWord(t, seg, h, key, val) {
+			return d.leave(seg, nil, by)
 		}
+		seg.mu.Unlock()
 	}
 	var k, v [8]byte
 	binary.LittleEndian.PutUint64(k[:], key)
 	binary.LittleEndian.PutUint64(v[:], val)
-	_, _, err := d.change(changeSet, h, k[:], v[:], nil, nil)
+	_, _, err := d.change(changeSet, h, k[:], v[:], nil, by)
 	return err
+}
+
+// holdWord is holdKey for words.
+func (d *dict) holdWord(h, key uint64) (by hold, val uint64, ok bool, err error) {
+	d.prefetch(h)
+	_, seg := d.lockSegment(h, false)
+	if key != 0 && d.state.Load() == stateOpen && d.hdr != 0 {
+		no := seg.bucket(h)
+		if b := (*bucket)(d.space.near(no)); b != nil && no >= slotPages {
+			if off, ended := b.findWord(h, key); ended {
+				if off != 0 {
+					val = b.word(off + 8)
+				}
+				seg.setBusy(h, h, nil)
+				by = hold{lo: h, hi: h, epoch: d.epoch.Load()}
+				seg.mu.Unlock()
+				return by, val, off != 0, nil
+			}
+		}
+	}
+	seg.mu.Unlock()
+	var k, v [8]byte
+	binary.LittleEndian.PutUint64(k[:], key)
+	by, _, ok, err = d.holdKey(h, k[:], v[:0])
+	return by, binary.LittleEndian.Uint64(v[:]), ok, err
 }
 
 // deleteWord is a changeRemove of words.

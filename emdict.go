@@ -2,6 +2,7 @@ package emd
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
@@ -383,6 +384,9 @@ func (d *EMDict[K, V]) Compute(k K, fn func(v V, ok bool) (V, Op)) (actual V, ok
 }
 
 func (d *EMDict[K, V]) compute(k *K, fn func(v V, ok bool) (V, Op)) (actual V, ok bool, err error) {
+	if d.words {
+		return d.computeWord(*(*uint64)(unsafe.Pointer(k)), fn)
+	}
 	var none V
 	b := d.buffers()
 	defer d.pool.Put(b)
@@ -422,6 +426,35 @@ func (d *EMDict[K, V]) compute(k *K, fn func(v V, ok bool) (V, Op)) (actual V, o
 		return v, true, nil
 	case OpRemove:
 		_, _, err = d.d.change(changeRemove, h, key, nil, nil, &held)
+		return none, false, err
+	default:
+		panic(fmt.Sprintf("emd: Compute with the operation %d", op))
+	}
+}
+
+// computeWord is compute for words.
+func (d *EMDict[K, V]) computeWord(key uint64, fn func(v V, ok bool) (V, Op)) (actual V, ok bool, err error) {
+	var none V
+	if err := d.d.writable(); err != nil {
+		return none, false, err
+	}
+	h := d.d.hashWord(key)
+	held, word, ok, err := d.d.holdWord(h, key)
+	if err != nil {
+		return none, false, err
+	}
+	defer d.d.release(&held)
+	v, op := fn(*(*V)(unsafe.Pointer(&word)), ok)
+	switch op {
+	case OpKeep:
+		return *(*V)(unsafe.Pointer(&word)), ok, d.d.overtaken(&held)
+	case OpStore:
+		if err = d.d.storeHeld(h, key, *(*uint64)(unsafe.Pointer(&v)), &held); err != nil {
+			return none, false, err
+		}
+		return v, true, nil
+	case OpRemove:
+		_, _, err = d.d.change(changeRemove, h, binary.LittleEndian.AppendUint64(nil, key), nil, nil, &held)
 		return none, false, err
 	default:
 		panic(fmt.Sprintf("emd: Compute with the operation %d", op))

@@ -272,15 +272,18 @@ func (s *space) mapChunk(i int) error {
 // file. On the Go heap neighbours are chance, and no pointer may go from one to
 // the other. The caller holds mu, or is alone.
 func (s *space) flatten(t *chunkTable) {
+	if t.mem[0] == nil {
+		return
+	}
+	if s.flat.Load() == 0 {
+		s.page1 = unsafe.Add(t.mem[0], pageSize)
+	}
 	_, heap := s.mapping.(*heapMapping)
-	n := uintptr((uint64(s.flat.Load()) + 1) >> s.shift)
-	for n < uintptr(len(t.mem)) && t.mem[n] != nil && (n == 0 || !heap && uintptr(t.mem[n]) == uintptr(t.mem[0])+n<<(s.shift+pageShift)) {
+	n := max(1, int((uint64(s.flat.Load())+1)>>s.shift))
+	for !heap && n < len(t.mem) && uintptr(t.mem[n]) == uintptr(t.mem[0])+uintptr(n)<<(s.shift+pageShift) {
 		n++
 	}
-	if n > 0 {
-		s.page1 = unsafe.Add(t.mem[0], pageSize)
-		s.flat.Store(uint32(min(uint64(n)<<s.shift, maxPages) - 1))
-	}
+	s.flat.Store(uint32(min(uint64(n)<<s.shift, maxPages) - 1))
 }
 
 // near is peek for a page of a chunk that is in use already, but page 0, else nil.
