@@ -1,6 +1,8 @@
 # make demo    count the identifiers of Go's own source into a file, then ask it for one
 # make test    all tests of all modules
-# make bench   the benchmarks
+# make bench   a table of an EMDict beside Go's map; BENCHFLAGS='-n 10000000 -keys low': see BENCHFLAGS=-help
+# make peers   the same with other embedded stores; PEERTAGS=lmdb adds LMDB, if its header and a C compiler are there
+# make gobench the benchmarks of go test, of lists too
 # make check   what a change must pass besides: vet, gofmt, race detector, 32 bits, other systems and processors
 # make qemu QEMUFLAGS='-timeout 2h'   the full suite on other processors
 
@@ -17,7 +19,7 @@ QEMUFLAGS  ?= -short -run '$(PORTABLE)' -timeout 5m
 each = dirs=$$($(GO) list -m -f '{{.Dir}}') && echo "$$dirs" | while read -r dir; do \
 	(cd "$$dir" && $(1)) </dev/null || { echo "failed in $$dir" >&2; exit 1; }; done
 
-.PHONY: demo test bench check vet fmt race 386 cross qemu
+.PHONY: demo test bench peers peers-test gobench check vet fmt race 386 cross qemu
 
 demo:
 	@mkdir -p demo
@@ -29,6 +31,17 @@ test:
 	$(call each,$(GO) test -timeout 20m $(TESTFLAGS) ./...)
 
 bench:
+	$(GO) run ./benchmarks $(BENCHFLAGS)
+
+# Its module is not in go.work and not among what a change must pass: to get and compile the stores takes minutes. Without a
+# budget the slow ones would take hours.
+peers:
+	cd benchmarks/peers && GOWORK=off $(GO) run -tags "$(PEERTAGS)" . -budget 2s $(BENCHFLAGS)
+
+peers-test:
+	cd benchmarks/peers && GOWORK=off $(GO) vet -tags "$(PEERTAGS)" . && GOWORK=off $(GO) test -tags "$(PEERTAGS)" .
+
+gobench:
 	$(call each,$(GO) test -run '^$$' -bench . -benchmem $(BENCHFLAGS) ./...)
 
 check: vet fmt race 386 cross qemu
