@@ -79,30 +79,30 @@ func testBulkModel[K, V comparable](t *testing.T, keys int, key func(r *rand.Ran
 }
 
 func TestBulkLoadModel(t *testing.T) {
-	t.Run("uint64 to uint64", func(t *testing.T) { testBulkModel(t, 30000, word, anyWord) })
+	t.Run("uint64 to uint64", func(t *testing.T) { testBulkModel(t, 12000, word, anyWord) })
 	t.Run("uint32 to uint32", func(t *testing.T) {
-		testBulkModel(t, 20000, func(r *rand.Rand) uint32 { return r.Uint32N(30000) }, func(r *rand.Rand) uint32 { return r.Uint32() })
+		testBulkModel(t, 8000, func(r *rand.Rand) uint32 { return r.Uint32N(30000) }, func(r *rand.Rand) uint32 { return r.Uint32() })
 	})
 	t.Run("uint64 to struct{}", func(t *testing.T) {
-		testBulkModel(t, 20000, word, func(*rand.Rand) struct{} { return struct{}{} })
+		testBulkModel(t, 8000, word, func(*rand.Rand) struct{} { return struct{}{} })
 	})
 	t.Run("[16]byte to uint64", func(t *testing.T) {
-		testBulkModel(t, 10000, func(r *rand.Rand) [16]byte {
+		testBulkModel(t, 5000, func(r *rand.Rand) [16]byte {
 			return [16]byte{uint8(r.Uint32()), uint8(r.Uint32()), 15: uint8(r.Uint32N(4))}
 		}, anyWord)
 	})
 	t.Run("struct{} to struct{}", func(t *testing.T) {
 		testBulkModel(t, 500, func(*rand.Rand) struct{} { return struct{}{} }, func(*rand.Rand) struct{} { return struct{}{} })
 	})
-	t.Run("string to uint64", func(t *testing.T) { testBulkModel(t, 20000, text(0, 20), anyWord) })
-	t.Run("uint64 to string", func(t *testing.T) { testBulkModel(t, 8000, word, text(0, 200)) })
-	t.Run("string to string, long", func(t *testing.T) { testBulkModel(t, 3000, text(0, 700), text(0, 4000)) })
-	t.Run("string to string, very long", func(t *testing.T) { testBulkModel(t, 200, text(0, 60000), text(0, 200000)) })
+	t.Run("string to uint64", func(t *testing.T) { testBulkModel(t, 8000, text(0, 20), anyWord) })
+	t.Run("uint64 to string", func(t *testing.T) { testBulkModel(t, 4000, word, text(0, 200)) })
+	t.Run("string to string, long", func(t *testing.T) { testBulkModel(t, 1200, text(0, 700), text(0, 4000)) })
+	t.Run("string to string, very long", func(t *testing.T) { testBulkModel(t, 60, text(0, 60000), text(0, 200000)) })
 	t.Run("[300]byte to [300]byte", func(t *testing.T) {
-		testBulkModel(t, 1000, func(r *rand.Rand) [300]byte { return [300]byte{uint8(r.Uint32()), 299: uint8(r.Uint32N(4))} }, func(r *rand.Rand) [300]byte { return [300]byte{uint8(r.Uint32())} })
+		testBulkModel(t, 600, func(r *rand.Rand) [300]byte { return [300]byte{uint8(r.Uint32()), 299: uint8(r.Uint32N(4))} }, func(r *rand.Rand) [300]byte { return [300]byte{uint8(r.Uint32())} })
 	})
 	t.Run("string to [600]byte", func(t *testing.T) {
-		testBulkModel(t, 1000, text(0, 700), func(r *rand.Rand) [600]byte { return [600]byte{uint8(r.Uint32())} })
+		testBulkModel(t, 600, text(0, 700), func(r *rand.Rand) [600]byte { return [600]byte{uint8(r.Uint32())} })
 	})
 }
 
