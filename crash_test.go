@@ -2,10 +2,10 @@ package emd
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
+	"hash/maphash"
 	"io/fs"
 	"maps"
 	"math/rand/v2"
@@ -181,29 +181,28 @@ func (c *crashContent) clone() crashContent {
 	return n
 }
 
-// encode returns a text that is equal for equal contents.
+// encode returns a text that is equal for equal contents: names, lengths, and sums of what is in them, so that a hundred
+// thousand of them fit into memory.
 func (c *crashContent) encode() string {
-	var b []byte
-	text := func(s string) {
-		b = binary.AppendUvarint(b, uint64(len(s)))
-		b = append(b, s...)
-	}
-	text("meta " + c.meta)
+	var b strings.Builder
+	fmt.Fprintf(&b, "meta %.20q of %d, sum %x", c.meta, len(c.meta), maphash.String(simSeed, c.meta))
 	for _, name := range slices.Sorted(maps.Keys(c.lists)) {
-		text(fmt.Sprint("list ", name, " of ", len(c.lists[name])))
-		for _, v := range c.lists[name] {
-			b = binary.LittleEndian.AppendUint64(b, v)
+		l := c.lists[name]
+		sum := uint64(0)
+		for _, v := range l {
+			sum = maphash.Comparable(simSeed, [2]uint64{sum, v})
 		}
+		fmt.Fprintf(&b, "; list %s of %d, sum %x", name, len(l), sum)
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.dicts)) {
 		d := c.dicts[name]
-		text(fmt.Sprint("dict ", name, " of ", len(d)))
-		for _, k := range slices.Sorted(maps.Keys(d)) {
-			text(k)
-			text(d[k])
+		sum := uint64(0)
+		for k, v := range d { // in any order
+			sum += maphash.Comparable(simSeed, [2]string{k, v})
 		}
+		fmt.Fprintf(&b, "; dict %s of %d, sum %x", name, len(d), sum)
 	}
-	return string(b)
+	return b.String()
 }
 
 func contentOf(a *Arena) (c crashContent, err error) {
