@@ -1,6 +1,7 @@
 package emd
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -40,6 +41,7 @@ type Arena struct {
 	header     header   // guarded by io
 	log        *redoLog // guarded by io
 	logLimit   int64
+	recBuffer  int64         // see bufferedRecord
 	crashed    bool          // read-only, and the file was not closed
 	captures   atomic.Uint64 // captures begun
 	rollbacks  atomic.Uint64
@@ -84,6 +86,7 @@ type internalOptions struct {
 	far        bool  // place chunks far apart
 	dirtyLimit int64 // may be less than the public minimum
 	logLimit   int64
+	recBuffer  int64
 	inline     bool // no goroutines of the arena's own: runs can be repeated
 }
 
@@ -139,6 +142,7 @@ func (a *Arena) setLimits(in internalOptions) {
 	if in.logLimit != 0 {
 		a.logLimit = in.logLimit
 	}
+	a.recBuffer = cmp.Or(in.recBuffer, bufferedRecord)
 }
 
 // openFile opens, locks and, after a crash, recovers the file. On error it
@@ -389,6 +393,12 @@ func (a *Arena) readOldLog() (log file, recs []record, err error) {
 func (a *Arena) tidy(log file, recs []record, size int64) error {
 	if log != nil {
 		began := time.Now()
+		// A crash may tear what is written now: then the next opener must find the log, too.
+		if keeps(leftoverRule) {
+			if err := a.fs.SyncDir(a.log.path); err != nil {
+				return errors.Join(err, log.Close())
+			}
+		}
 		err := errors.Join(recoverLog(log, a.file, &a.header, recs, a.opts.FullPages), log.Close())
 		if err != nil {
 			return asFull(err)

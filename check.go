@@ -150,7 +150,7 @@ func (c *checker) found(container string, err error) (*Error, bool) {
 
 // slots checks the header slots: after the last write of a header each of the
 // three is that of its epoch, or was never written, and the rest of its page is
-// zero. A crash may have torn one; the first write after it mends that.
+// zero. A crash may have torn one; recovery mends that.
 func (c *checker) slots() error {
 	a := c.a
 	b := make([]byte, pageSize)

@@ -16,7 +16,7 @@ import (
 // keep, R1 to R17, are those of the design's CRASH.md; each step names its own.
 
 const (
-	bufferedRecord  = 4 << 20  // larger records go to the log while mutators wait
+	bufferedRecord  = 4 << 20  // of a larger record all but the end goes to the log while mutators wait
 	checkpointFresh = 64 << 20 // a commit with more fresh bytes is followed by a checkpoint
 )
 
@@ -149,7 +149,8 @@ func (a *Arena) nextGeneration(state uint32, logOff int64, durable rule) error {
 // has opened again.
 type captured struct {
 	rec       record
-	buf       []byte // the record, unless it went to the log at once
+	buf       []byte // the record; of a large one the end, without which it does not count
+	at        int64  // what is in the log before that
 	words     []capturedWord
 	oldBorder uint64
 }
@@ -199,7 +200,7 @@ func (a *Arena) capture() (*captured, error) {
 		generation: a.header.generation, seq: a.log.seq + 1, length: length, mark: to,
 		durable: a.log.durable, freshFrom: from, freshCount: uint32((to - from) / unitPages), pages: uint32(len(c.words)),
 	}
-	if a.opts.NoSync || length > bufferedRecord {
+	if a.opts.NoSync {
 		c.rec.flags |= flagUnsure
 	}
 	if err := a.writeRecord(c); err != nil {
@@ -214,13 +215,10 @@ func (a *Arena) capture() (*captured, error) {
 	return c, nil
 }
 
-// writeRecord puts the record together: in memory, or, a large one, in the log.
+// writeRecord puts the record together: in memory, a large one in the log, but
+// for its end.
 func (a *Arena) writeRecord(c *captured) error {
-	out := &recordWriter{sum: crc32.New(castagnoli)}
-	if c.rec.length > bufferedRecord {
-		out.log = a.log
-	}
-	out.buf = make([]byte, 0, min(c.rec.length, bufferedRecord))
+	out := &recordWriter{log: a.log, buf: make([]byte, 0, min(c.rec.length, a.recBuffer)), sum: crc32.New(castagnoli)}
 	le := binary.LittleEndian
 	if err := out.write(c.rec.encode(a.header.id)); err != nil {
 		return err
@@ -249,16 +247,17 @@ func (a *Arena) writeRecord(c *captured) error {
 			m &^= allLines >> (64 - n) << first
 		}
 	}
-	if err := out.finish(); err != nil {
+	if err := out.add(le.AppendUint32(nil, out.sum.Sum32())); err != nil {
 		return err
 	}
-	if out.log == nil { // whole pages: the kernel need not read any first
-		c.buf = append(out.buf, make([]byte, -len(out.buf)&(pageSize-1))...)
-	}
+	c.at = out.at
+	// Whole pages: the kernel need not read any first.
+	c.buf = append(out.buf, make([]byte, -(c.at+int64(len(out.buf)))&(pageSize-1))...)
 	return nil
 }
 
-// A recordWriter sums a record and gathers it; into the log, if that is set.
+// A recordWriter sums a record and gathers it. What has no room in buf goes to
+// the log.
 type recordWriter struct {
 	log *redoLog
 	buf []byte
@@ -275,29 +274,15 @@ func (w *recordWriter) write(b []byte) error {
 }
 
 func (w *recordWriter) add(b []byte) error {
-	if w.log != nil && len(w.buf)+len(b) > cap(w.buf) {
-		if err := w.flush(); err != nil {
+	if len(w.buf)+len(b) > cap(w.buf) {
+		if err := w.log.write(w.buf, w.at); err != nil {
 			return err
 		}
+		w.at += int64(len(w.buf))
+		w.buf = w.buf[:0]
 	}
 	w.buf = append(w.buf, b...)
 	return nil
-}
-
-func (w *recordWriter) flush() error {
-	if err := w.log.write(w.buf, w.at); err != nil {
-		return err
-	}
-	w.at += int64(len(w.buf))
-	w.buf = w.buf[:0]
-	return nil
-}
-
-func (w *recordWriter) finish() error {
-	if err := w.add(binary.LittleEndian.AppendUint32(nil, w.sum.Sum32())); err != nil || w.log == nil {
-		return err
-	}
-	return w.flush()
 }
 
 // persist makes a captured commit durable: fresh bytes first, then the record
@@ -308,14 +293,12 @@ func (a *Arena) persist(c *captured) error {
 			return a.fail(err)
 		}
 	}
-	if c.buf != nil {
-		if err := a.log.write(c.buf, 0); err != nil {
-			if !onlyFull(err) {
-				return a.fail(err)
-			}
-			a.uncapture(c)
-			return asFull(err)
+	if err := a.log.write(c.buf, c.at); err != nil {
+		if !onlyFull(err) {
+			return a.fail(err)
 		}
+		a.uncapture(c)
+		return asFull(err)
 	}
 	a.log.accept(c.rec.length)
 	if a.opts.NoSync || !keeps(recordWaitRule) {
@@ -613,6 +596,7 @@ func (a *Arena) restorePages() error {
 // writing it again; then it copies the records to another place of the log and
 // makes them durable there, before a page of the file changes.
 func recoverLog(log, main file, h *header, recs []record, whole bool) error {
+	found := h.epoch
 	if keeps(confirmSyncRule) {
 		if err := main.Sync(); err != nil {
 			return err
@@ -623,65 +607,80 @@ func recoverLog(log, main file, h *header, recs []record, whole bool) error {
 			return err
 		}
 	}
-	if h.state == headerClean {
-		return nil
+	if h.state == headerLive {
+		if len(recs) > 0 {
+			if err := applyOldLog(log, main, h, recs, whole); err != nil {
+				return err
+			}
+		}
+		// The next session begins another generation in any case, and a clean
+		// header has no records: but so each generation is of one session.
+		h.generation++
+		h.state, h.needSeq, h.logOff = headerClean, 0, 0
+		if err := h.put(main, keeps(cleanFirstRule)); err != nil {
+			return err
+		}
 	}
-	if len(recs) > 0 {
-		last := recs[len(recs)-1]
-		start, tail := h.logOff, last.end()
-		room := tail - start
-		if h.needSeq == 0 {
-			room = math.MaxInt64 // the checksums follow
-		}
-		to := nextStart(start, tail, room)
-		if !keeps(copyRule) {
-			to = start
-		} else if err := copyRecords(log, start, to, tail-start); err != nil {
+	// The slot of the header that was found may be older on the disk. Now that
+	// others are newer, it is written too: Check compares it.
+	for h.epoch < found+slotPages && keeps(allSlotsRule) {
+		if err := h.write(main); err != nil {
 			return err
 		}
-		for i := range recs {
-			recs[i].off += to - start
-		}
-		if h.needSeq == 0 {
-			sums, err := sealCopy(log, main, h, recs, whole)
-			if err != nil {
-				return err
-			}
-			recs = append(recs, sums...)
-		}
-		if keeps(copyWaitRule) {
-			if err := log.Sync(); err != nil {
-				return err
-			}
-		}
-		if h.needSeq == 0 && keeps(freshAgainRule) {
-			if err := secureFresh(log, main, recs); err != nil {
-				return err
-			}
-		}
-		h.logOff, h.needSeq = to, recs[len(recs)-1].seq
-		if err := h.put(main, keeps(needWaitRule)); err != nil {
-			return err
-		}
-		all, err := gather(log, recs)
+	}
+	return nil
+}
+
+// applyOldLog is the checkpoint of a recovery.
+func applyOldLog(log, main file, h *header, recs []record, whole bool) error {
+	last := recs[len(recs)-1]
+	start, tail := h.logOff, last.end()
+	room := tail - start
+	if h.needSeq == 0 {
+		room = math.MaxInt64 // the checksums follow
+	}
+	to := nextStart(start, tail, room)
+	if !keeps(copyRule) {
+		to = start
+	} else if err := copyRecords(log, start, to, tail-start); err != nil {
+		return err
+	}
+	for i := range recs {
+		recs[i].off += to - start
+	}
+	if h.needSeq == 0 {
+		sums, err := sealCopy(log, main, h, recs, whole)
 		if err != nil {
 			return err
 		}
-		if err := all.apply(main); err != nil {
+		recs = append(recs, sums...)
+	}
+	if keeps(copyWaitRule) {
+		if err := log.Sync(); err != nil {
 			return err
 		}
-		if keeps(unitsWaitRule) {
-			if err := main.Sync(); err != nil {
-				return err
-			}
+	}
+	if h.needSeq == 0 && keeps(freshAgainRule) {
+		if err := secureFresh(log, main, recs); err != nil {
+			return err
 		}
-		h.mark = last.mark
 	}
-	if keeps(nextGenerationRule) {
-		h.generation++
+	h.logOff, h.needSeq = to, recs[len(recs)-1].seq
+	if err := h.put(main, keeps(needWaitRule)); err != nil {
+		return err
 	}
-	h.state, h.needSeq, h.logOff = headerClean, 0, 0
-	return h.put(main, keeps(cleanFirstRule))
+	all, err := gather(log, recs)
+	if err != nil {
+		return err
+	}
+	if err := all.apply(main); err != nil {
+		return err
+	}
+	h.mark = last.mark
+	if !keeps(unitsWaitRule) {
+		return nil
+	}
+	return main.Sync()
 }
 
 // sealCopy appends the checksums of all that the records change to their copy.

@@ -2,10 +2,10 @@ package emd
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
+	"hash/maphash"
 	"io/fs"
 	"maps"
 	"math/rand/v2"
@@ -41,7 +41,9 @@ type crashJudge struct {
 	r             *rand.Rand
 	limit, sample int        // see simDisk.images
 	deep          [2]float64 // how much of what a crash leaves is cut again in its recovery, and of that again
-	kills         float64    // how many crash points also end the process alone, and cut the power in the recovery after it
+	kills         [2]float64 // how many crash points, and those in recoveries, also kill the process alone: another one recovers, and is cut
+	fails         [2]float64 // how many syncs, and those in recoveries, also fail, which ends the process: as with kills
+	losses        []simLoss  // what then becomes of the file
 	care          float64    // how much of what a crash leaves is opened with care
 
 	seen     map[uint64]string // what images hold
@@ -52,7 +54,7 @@ type crashJudge struct {
 }
 
 func newCrashJudge(seed uint64, limit, sample int, bad func(why string)) *crashJudge {
-	return &crashJudge{bad: bad, r: rand.New(rand.NewPCG(seed, 1)), limit: limit, sample: sample, seen: map[uint64]string{}}
+	return &crashJudge{bad: bad, r: rand.New(rand.NewPCG(seed, 1)), limit: limit, sample: sample, losses: simLosses, seen: map[uint64]string{}}
 }
 
 // begin notes that state may be found from now on; it is the one of a commit that begins.
@@ -64,23 +66,39 @@ func (j *crashJudge) acknowledge() { j.returned, j.acked = len(j.history)-1, len
 // watch looks at every crash from now on.
 func (j *crashJudge) watch(d *simDisk) {
 	d.before = func(n int, op string) error {
-		j.crash(d, fmt.Sprintf("before change %d (%s)", n, op))
+		j.crash(d, op, fmt.Sprintf("before change %d (%s)", n, op))
 		return nil
 	}
 }
 
-// crash looks at what a crash at this moment leaves.
-func (j *crashJudge) crash(d *simDisk, what string) {
+// crash looks at what a crash at this moment leaves, ahead of operation op.
+func (j *crashJudge) crash(d *simDisk, op, what string) {
 	j.points++
 	if j.explore(d, 0, j.history[j.acked:], what) {
 		j.complete++
 	}
-	if j.r.Float64() < j.kills {
-		killed := d.kill()
-		state, err := j.open(killed.kill(), true)
-		j.verdict(state, err, j.history[j.returned:], what+", killed")
-		j.recovery(killed, 1, j.history[j.acked:], what+", killed")
+	j.ends(d, 0, op, j.history[j.returned:], j.history[j.acked:], what)
+}
+
+// ends looks at other ends of the process, ahead of operation op. Another one must find a state that had returned, and
+// must itself survive power cuts.
+func (j *crashJudge) ends(d *simDisk, depth int, op string, returned, acked []string, what string) {
+	if j.r.Float64() < j.kills[depth] {
+		j.restart(d.kill(), depth, returned, acked, what+", killed")
 	}
+	// With garbage, three header slots survive one failed write, not two in a row.
+	if strings.HasPrefix(op, "sync ") && j.r.Float64() < j.fails[depth] && !(d.garbage && d.hasLost()) {
+		failed := d.kill()
+		loss := j.losses[j.r.IntN(len(j.losses))]
+		failed.failSync(op, loss)
+		j.restart(failed, depth, acked, acked, fmt.Sprintf("%s, which failed: %+v", what, loss))
+	}
+}
+
+func (j *crashJudge) restart(d *simDisk, depth int, returned, acked []string, what string) {
+	state, err := j.open(d.kill(), depth == 0)
+	j.verdict(state, err, returned, what)
+	j.recovery(d, depth+1, acked, what)
 }
 
 // explore judges what a power cut leaves now. depth counts the cuts before it.
@@ -127,7 +145,11 @@ func (j *crashJudge) judge(img *simDisk, depth int, allowed []string, what strin
 // recovery cuts the power at every change that recovery makes.
 func (j *crashJudge) recovery(d *simDisk, depth int, allowed []string, what string) {
 	d.before = func(n int, op string) error {
-		j.explore(d, depth, allowed, fmt.Sprintf("%s, cut again before change %d (%s) of the recovery", what, n, op))
+		here := fmt.Sprintf("%s, before change %d (%s) of the recovery", what, n, op)
+		j.explore(d, depth, allowed, here)
+		if depth < len(j.kills) {
+			j.ends(d, depth, op, allowed, allowed, here)
+		}
 		return nil
 	}
 	state, err := j.open(d, false)
@@ -184,29 +206,28 @@ func (c *crashContent) clone() crashContent {
 	return n
 }
 
-// encode returns a text that is equal for equal contents.
+// encode returns a text that is equal for equal contents: names, lengths, and sums of what is in them, so that a hundred
+// thousand of them fit into memory.
 func (c *crashContent) encode() string {
-	var b []byte
-	text := func(s string) {
-		b = binary.AppendUvarint(b, uint64(len(s)))
-		b = append(b, s...)
-	}
-	text("meta " + c.meta)
+	var b strings.Builder
+	fmt.Fprintf(&b, "meta %.20q of %d, sum %x", c.meta, len(c.meta), maphash.String(simSeed, c.meta))
 	for _, name := range slices.Sorted(maps.Keys(c.lists)) {
-		text(fmt.Sprint("list ", name, " of ", len(c.lists[name])))
-		for _, v := range c.lists[name] {
-			b = binary.LittleEndian.AppendUint64(b, v)
+		l := c.lists[name]
+		sum := uint64(0)
+		for _, v := range l {
+			sum = maphash.Comparable(simSeed, [2]uint64{sum, v})
 		}
+		fmt.Fprintf(&b, "; list %s of %d, sum %x", name, len(l), sum)
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.dicts)) {
 		d := c.dicts[name]
-		text(fmt.Sprint("dict ", name, " of ", len(d)))
-		for _, k := range slices.Sorted(maps.Keys(d)) {
-			text(k)
-			text(d[k])
+		sum := uint64(0)
+		for k, v := range d { // in any order
+			sum += maphash.Comparable(simSeed, [2]string{k, v})
 		}
+		fmt.Fprintf(&b, "; dict %s of %d, sum %x", name, len(d), sum)
 	}
-	return string(b)
+	return b.String()
 }
 
 func contentOf(a *Arena) (c crashContent, err error) {
@@ -244,7 +265,7 @@ type crashWorld struct {
 	r    *rand.Rand
 	disk *simDisk
 	a    *Arena
-	opts Options
+	crashMode
 
 	created bool // the file was there once
 	now     crashContent
@@ -257,13 +278,20 @@ func crashOptions(disk *simDisk) internalOptions {
 	return internalOptions{fs: disk, heap: true, chunkSize: minChunkSize, dirtyLimit: 64 << 20, logLimit: 32 << 10, inline: true}
 }
 
-func newCrashWorld(seed uint64, opts Options, j *crashJudge) *crashWorld {
-	w := &crashWorld{crashJudge: j, r: rand.New(rand.NewPCG(seed, 1)), disk: newSimDisk(), opts: opts}
-	w.disk.garbage = opts.FullPages
+// internal returns the options of the world's arenas.
+func (w *crashWorld) internal(disk *simDisk) internalOptions {
+	in := crashOptions(disk)
+	in.recBuffer = w.recBuffer
+	return in
+}
+
+func newCrashWorld(seed uint64, mode crashMode, j *crashJudge) *crashWorld {
+	w := &crashWorld{crashJudge: j, r: rand.New(rand.NewPCG(seed, 1)), disk: newSimDisk(), crashMode: mode}
+	w.disk.garbage = mode.opts.FullPages
 	w.opts.HashSeed, w.opts.DirtyLimit = seed+1, 1<<30 // given, so that nobody asks how much memory there is
 	w.now = crashContent{lists: map[string][]uint64{}, dicts: map[string]map[string]string{}}
 	w.last = w.now.clone()
-	j.open, j.lazy = w.visit, opts.NoSync
+	j.open, j.lazy = w.visit, mode.opts.NoSync
 	j.begin(w.now.encode())
 	return w
 }
@@ -278,7 +306,7 @@ func (w *crashWorld) visit(d *simDisk, care bool) (state string, err error) {
 			return "", fmt.Errorf("read-only: %w", err)
 		}
 	}
-	a, err := openWith(crashPath, &opts, crashOptions(d))
+	a, err := openWith(crashPath, &opts, w.internal(d))
 	if err != nil {
 		return "", err
 	}
@@ -302,7 +330,7 @@ func (w *crashWorld) visitReadOnly(d *simDisk) (state string, err error) {
 	d.before = func(_ int, op string) error { return errors.New("a read-only arena wants to " + op) }
 	opts := w.opts
 	opts.ReadOnly = true
-	a, err := openWith(crashPath, &opts, crashOptions(d))
+	a, err := openWith(crashPath, &opts, w.internal(d))
 	if errors.Is(err, fs.ErrNotExist) && !w.created {
 		return "", nil
 	}
@@ -322,7 +350,7 @@ func (w *crashWorld) goOn(a *Arena, d *simDisk, c crashContent) error {
 	if err := errors.Join(a.SetMeta("m", []byte(c.meta)), a.Sync(), a.Close()); err != nil {
 		return fmt.Errorf("working on: %w", err)
 	}
-	a, err := openWith(crashPath, &w.opts, crashOptions(d))
+	a, err := openWith(crashPath, &w.opts, w.internal(d))
 	if err != nil {
 		return fmt.Errorf("opened again: %w", err)
 	}
@@ -335,7 +363,7 @@ func (w *crashWorld) goOn(a *Arena, d *simDisk, c crashContent) error {
 
 // reopen opens the arena of the script itself.
 func (w *crashWorld) reopen() error {
-	a, err := openWith(crashPath, &w.opts, crashOptions(w.disk))
+	a, err := openWith(crashPath, &w.opts, w.internal(w.disk))
 	if err == nil {
 		w.a, w.created = a, true
 	}
@@ -626,9 +654,10 @@ func randomly(w *crashWorld) error {
 
 // A crashScript is a run of operations, small so that its crashes can be exhausted.
 type crashScript struct {
-	name string
-	ops  []crashOp
-	deep [2]float64 // see crashJudge; 0: the usual
+	name  string
+	calm  []crashOp // come first, and nobody cuts the power
+	ops   []crashOp
+	judge func(j *crashJudge) // says how hard to look, if that is not the usual
 }
 
 var crashDirected = []crashScript{
@@ -697,29 +726,54 @@ var crashDirected = []crashScript{
 	}},
 	{name: "crashes in recovery", ops: []crashOp{
 		add("l", 10), syncAll, set("l", 5), syncAll, put("d", 0, 4, 3000), syncAll, checkpointNow, set("l", 9), syncAll, closeAndReopen,
-	}, deep: [2]float64{0.25, 0.03}},
+	}, judge: func(j *crashJudge) {
+		j.deep, j.kills, j.fails = [2]float64{0.25, 0.03}, [2]float64{0.5, 0.05}, [2]float64{0.5, 0.05}
+	}},
 }
 
 // A crashMode is a way to use the library and the disk that goes with it.
 type crashMode struct {
-	name string
-	opts Options
+	name      string
+	opts      Options
+	recBuffer int64 // of internalOptions
 }
 
 var crashModes = []crashMode{
-	{"default", Options{}},
-	{"fullpages", Options{FullPages: true}},
-	{"nosync", Options{NoSync: true}},
-	{"fullpages nosync", Options{FullPages: true, NoSync: true}},
+	{"default", Options{}, 0},
+	{"fullpages", Options{FullPages: true}, 0},
+	{"nosync", Options{NoSync: true}, 0},
+	{"fullpages nosync", Options{FullPages: true, NoSync: true}, 0},
+	{"fullpages, large records", Options{FullPages: true}, 1 << 10},
 }
 
-// run runs a script while the judge watches. It stops at the first error.
-func (w *crashWorld) run(ops []crashOp) error {
-	w.watch(w.disk)
+// prepare runs the calm part of a script, if it has one.
+func (w *crashWorld) prepare(script crashScript) error {
+	if len(script.calm) == 0 {
+		return nil
+	}
 	if err := w.reopen(); err != nil {
 		return err
 	}
-	for i, op := range ops {
+	for _, op := range script.calm {
+		if err := op(w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// run runs a script while the judge watches. It stops at the first error.
+func (w *crashWorld) run(script crashScript) error {
+	if err := w.prepare(script); err != nil {
+		return err
+	}
+	w.watch(w.disk)
+	if w.a == nil {
+		if err := w.reopen(); err != nil {
+			return err
+		}
+	}
+	for i, op := range script.ops {
 		if err := op(w); err != nil {
 			return fmt.Errorf("operation %d: %w", i, err)
 		}
@@ -727,7 +781,7 @@ func (w *crashWorld) run(ops []crashOp) error {
 	if err := w.commit(true, w.a.Close); err != nil {
 		return err
 	}
-	w.crash(w.disk, "closed")
+	w.crash(w.disk, "", "closed")
 	w.disk.before = nil
 	return nil
 }
@@ -740,19 +794,19 @@ func TestCrash(t *testing.T) {
 	one := func(t *testing.T, seed uint64, mode crashMode, script crashScript) {
 		t.Parallel()
 		j := newCrashJudge(seed, pick(0, 64, 8), pick(0, 6, 2), func(why string) { t.Fatal(why) })
-		j.deep, j.kills, j.care = [2]float64{0.002, 0.02}, 0.1, 0.2
-		if script.deep[0] != 0 {
-			j.deep, j.kills = script.deep, 0.5
+		j.deep, j.kills, j.fails, j.care = [2]float64{0.002, 0.02}, [2]float64{0.1, 0.01}, [2]float64{0.1, 0.01}, 0.2
+		if script.judge != nil {
+			script.judge(j)
 		}
 		switch {
 		case *crashScripts > 0:
 			j.limit, j.sample = 512, 32
 		case raceEnabled: // many times slower, and races do not depend on where the power is cut
-			j.limit, j.sample, j.deep, j.kills = 2, 1, [2]float64{}, 0.02
+			j.limit, j.sample, j.deep, j.kills, j.fails = 2, 1, [2]float64{}, [2]float64{0.02}, [2]float64{0.02}
 		case mode.name != crashModes[0].name || script.name == "":
 			j.limit, j.sample = j.limit/4, max(1, j.sample/3)
 		}
-		require.NoError(t, newCrashWorld(seed, mode.opts, j).run(script.ops))
+		require.NoError(t, newCrashWorld(seed, mode, j).run(script))
 		t.Log(t.Name(), j)
 		mu.Lock()
 		defer mu.Unlock()

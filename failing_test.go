@@ -28,16 +28,19 @@ var failingFaults = []simFault{
 }
 
 // failingScript does everything that has to do with the disk.
-var failingScript = []crashOp{
+var failingScript = crashScript{ops: []crashOp{
 	add("l", 50), put("d", 0, 6, 9000), syncAll, set("l", 10), syncAll, put("d", 6, 10, 9000), spill, put("d", 7, 8, 9000), syncAll,
 	set("l", 5), checkpointNow, del("d", 0, 5), syncAll, put("d", 10, 24, 9000), spill, rollback, set("l", 3), rollback,
 	update("succeeds", add("l", 5), put("d", 1, 2, 500)), update("fails", add("l", 5)), syncAll, set("l", 2), syncAll, checkpointNow, set("l", 3), syncAll,
 	closeAndReopen, put("d", 20, 29, 30000), syncAll, drop("d"), syncAll, checkpointNow, set("l", 9), syncAll, set("l", 4), syncAll,
-}
+}}
 
 // failOnce runs the script, of which the n-th operation fails, and says which one that was; "" if the run has fewer.
 // What must not be is told to bad.
-func (w *crashWorld) failOnce(ops []crashOp, n int, fault simFault) (failed string) {
+func (w *crashWorld) failOnce(script crashScript, n int, fault simFault) (failed string) {
+	if err := w.prepare(script); err != nil {
+		w.bad(err.Error())
+	}
 	d := w.disk
 	d.loss = fault.loss
 	count := 0
@@ -51,14 +54,16 @@ func (w *crashWorld) failOnce(ops []crashOp, n int, fault simFault) (failed stri
 	d.before = func(_ int, op string) error { return hook(op) }
 	d.access = hook
 	what := func() string { return fmt.Sprintf("operation %d (%s) failed with %s", n, failed, fault.name) }
-	if err := w.reopen(); err != nil {
-		w.isNamed(err, fault.err, what())
-		if err := w.reopen(); err != nil { // the fault is gone
-			w.bad(fmt.Sprintf("%s: cannot be opened any more: %v", what(), err))
-			return failed
+	if w.a == nil {
+		if err := w.reopen(); err != nil {
+			w.isNamed(err, fault.err, what())
+			if err := w.reopen(); err != nil { // the fault is gone
+				w.bad(fmt.Sprintf("%s: cannot be opened any more: %v", what(), err))
+				return failed
+			}
 		}
 	}
-	for _, op := range ops {
+	for _, op := range script.ops {
 		before := len(w.history)
 		err := op(w)
 		if err == nil {
@@ -87,13 +92,13 @@ func (w *crashWorld) failOnce(ops []crashOp, n int, fault simFault) (failed stri
 	if w.a.failure() != nil && !w.a.closed() {
 		w.stopped(fault.err, what())
 	}
-	w.crash(d, what())
+	w.crash(d, "", what())
 	if w.a.closed() {
 		// It failed in Close, or could not be opened after it.
 	} else if err := w.commit(true, w.a.Close); err != nil {
 		w.isNamed(err, fault.err, what()+", close")
 	}
-	w.crash(d, what()+", closed")
+	w.crash(d, "", what()+", closed")
 	d.before, d.access = nil, nil
 	state, err := w.visit(d, false)
 	w.verdict(state, err, w.history[w.acked:], what()+", opened again")
@@ -133,7 +138,7 @@ func (w *crashWorld) stopped(cause error, what string) {
 
 // TestFailingIO lets every operation of a run fail, in turn and in every way, and cuts the power after it.
 func TestFailingIO(t *testing.T) {
-	for _, mode := range crashModes[:2] {
+	for _, mode := range []crashMode{crashModes[0], crashModes[len(crashModes)-1]} {
 		for _, fault := range failingFaults {
 			t.Run(mode.name+"/"+fault.name, func(t *testing.T) {
 				t.Parallel()
@@ -141,7 +146,7 @@ func TestFailingIO(t *testing.T) {
 				states, n := 0, 1
 				for ; ; n++ {
 					j := newCrashJudge(5, 8, 2, func(why string) { require.Fail(t, why) })
-					failed := newCrashWorld(5, mode.opts, j).failOnce(failingScript, n, fault)
+					failed := newCrashWorld(5, mode, j).failOnce(failingScript, n, fault)
 					states += j.states
 					if failed == "" {
 						break

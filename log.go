@@ -71,7 +71,7 @@ const (
 
 	logMagic    = "EMDlog\r\n"
 	recMagic    = 0x6c646d65 // "emdl"
-	flagUnsure  = 1          // written before its fresh bytes were known to be on disk
+	flagUnsure  = 1          // with NoSync: written before its fresh bytes were known to be on disk
 	copyBuffer  = 1 << 20
 	zeroStep    = 1 << 20 // how far zeros are written ahead of the records
 	minAreaSize = 256 << 10
@@ -654,13 +654,9 @@ func checkTail(log file, h *header, off, size int64, seq uint64) error {
 // before these were known to be. Until then the header must not say that the records are needed: with
 // that the checksums of fresh bytes lose their force.
 func secureFresh(log, main file, recs []record) error {
-	durable := uint64(0)
-	for i := range recs {
-		durable = max(durable, recs[i].durable)
-	}
 	unsure := false
 	for i := range recs {
-		if recs[i].flags&flagUnsure == 0 || recs[i].freshCount == 0 || recs[i].seq <= durable && keeps(freshAgainLastRule) {
+		if recs[i].flags&flagUnsure == 0 || recs[i].freshCount == 0 {
 			continue
 		}
 		unsure = true

@@ -27,6 +27,7 @@ const (
 	liveFirstRule  // R12: the header that says so is durable before a record is acknowledged. Otherwise nobody reads the log.
 	cleanFirstRule // R12: the header that needs no log is durable before the log is removed. Otherwise it is missing.
 	removeLogRule  // R12: the log stays when its records may not be in the file. Otherwise it is missing.
+	leftoverRule   // R12: the name of a log that is left over is durable before recovery writes a header. Otherwise nobody mends a torn one.
 
 	// Checkpoint.
 
@@ -57,9 +58,8 @@ const (
 	copyRule           // R7: the records are copied: they may be in the page cache only, where no fsync writes them any more.
 	copyWaitRule       // R7: the copy is durable before a header names it.
 	freshAgainRule     // R7: fresh bytes of commits that did not wait are written again: as copyRule.
-	freshAgainLastRule // R7: but not those that somebody waited for: a torn write would spoil what was acknowledged.
 	freshAgainWaitRule // R7: they are durable before a header says that the log is needed.
-	nextGenerationRule // R7: recovery ends the generation. Otherwise its records count again.
+	allSlotsRule       // R7: after recovery all three header slots are newer than the one that it read. Otherwise Check finds one that is too old.
 
 	// Reading.
 

@@ -61,6 +61,8 @@ type simLoss struct {
 	forgets bool // the page cache forgets them, and shows what the disk has; otherwise it shows them as if they were there
 }
 
+var simLosses = []simLoss{{}, {reached: true}, {mixed: true}, {forgets: true}, {mixed: true, forgets: true}}
+
 // A simShort is a write that ends early.
 type simShort struct {
 	error
@@ -306,12 +308,34 @@ func (i *simInode) settle() {
 			i.disk.resize(i.cache.size)
 		}
 		for s := range i.sectors {
+			if end := min((s+1)*simSectorSize, i.cache.size); end > i.disk.size { // what is synced can be read
+				i.disk.resize(end)
+			}
 			i.disk.setSector(s, i.cache.sector(s))
 		}
 	} else {
 		i.disk = i.cache.share()
 	}
 	i.sizes, i.sectors, i.calls, i.punches = nil, nil, 0, nil
+}
+
+// failSync fails a sync: of the files that have the ending which the operation names.
+func (d *simDisk) failSync(op string, loss simLoss) {
+	for name, i := range d.names {
+		if op == "sync "+filepath.Ext(name) {
+			i.lose(loss)
+		}
+	}
+}
+
+// hasLost says whether a sync of a file has failed.
+func (d *simDisk) hasLost() bool {
+	for _, i := range d.names {
+		if i.lost {
+			return true
+		}
+	}
+	return false
 }
 
 // lose is a sync that fails.

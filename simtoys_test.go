@@ -346,7 +346,7 @@ func TestSimulator(t *testing.T) {
 					first = why
 				}
 			})
-			j.deep, j.kills = [2]float64{1, 0.1}, 0.2
+			j.deep, j.kills = [2]float64{1, 0.1}, [2]float64{0.2}
 			j.open = func(d *simDisk, _ bool) (string, error) { return store.open(toyDisk{d}) }
 			disk := newSimDisk()
 			disk.garbage = store.garbage
@@ -360,7 +360,7 @@ func TestSimulator(t *testing.T) {
 			}
 			require.NoError(t, disk.SyncDir("/"))
 			disk.before = func(n int, op string) error {
-				j.crash(disk, fmt.Sprintf("before change %d (%s)", n, op))
+				j.crash(disk, op, fmt.Sprintf("before change %d (%s)", n, op))
 				if strings.HasPrefix(op, "sync ") {
 					if store.sync--; store.sync == 0 {
 						return errors.New("input/output error")
@@ -374,7 +374,7 @@ func TestSimulator(t *testing.T) {
 					break
 				}
 				j.acknowledge()
-				j.crash(disk, fmt.Sprint("after commit ", k))
+				j.crash(disk, "", fmt.Sprint("after commit ", k))
 			}
 			t.Log(j, said)
 			if store.found == "" {
