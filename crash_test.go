@@ -793,7 +793,7 @@ func TestCrash(t *testing.T) {
 	var mu sync.Mutex
 	one := func(t *testing.T, seed uint64, mode crashMode, script crashScript) {
 		t.Parallel()
-		j := newCrashJudge(seed, pick(0, 64, 8), pick(0, 6, 2), func(why string) { t.Fatal(why) })
+		j := newCrashJudge(seed, pick(0, 24, 8), pick(0, 4, 2), func(why string) { t.Fatal(why) })
 		j.deep, j.kills, j.fails, j.care = [2]float64{0.002, 0.02}, [2]float64{0.1, 0.01}, [2]float64{0.1, 0.01}, 0.2
 		if script.judge != nil {
 			script.judge(j)
@@ -817,7 +817,7 @@ func TestCrash(t *testing.T) {
 			for i, script := range crashDirected {
 				t.Run(mode.name+"/"+script.name, func(t *testing.T) { one(t, uint64(i), mode, script) })
 			}
-			for seed := range uint64(pick(*crashScripts, 4, 1)) {
+			for seed := range uint64(pick(*crashScripts, 2, 1)) {
 				script := crashScript{ops: slices.Repeat([]crashOp{randomly}, 60)}
 				t.Run(fmt.Sprintf("%s/seed=%d", mode.name, seed), func(t *testing.T) { one(t, seed, mode, script) })
 			}
