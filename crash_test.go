@@ -96,7 +96,7 @@ func (j *crashJudge) ends(d *simDisk, depth int, op string, returned, acked []st
 }
 
 func (j *crashJudge) restart(d *simDisk, depth int, returned, acked []string, what string) {
-	state, err := j.open(d.kill(), depth == 0)
+	state, err := j.open(d.kill(), depth == 0 && j.care > 0)
 	j.verdict(state, err, returned, what)
 	j.recovery(d, depth+1, acked, what)
 }
@@ -535,6 +535,11 @@ func killAndReopen(w *crashWorld) error {
 	w.disk.before = nil
 	w.disk = w.disk.kill()
 	w.watchAs(before)
+	return restart(w)
+}
+
+// restart opens the file after the process was killed.
+func restart(w *crashWorld) error {
 	if err := w.reopen(); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package emd
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"slices"
@@ -28,14 +29,14 @@ func (r rule) breaks(run func(bad func(string))) (why string) {
 }
 
 // damage spoils, one after the other, each sector of the log and of the header slots, and removes or replaces files. What is
-// opened then must be refused, or hold the last commit, or the one before if the last record alone is hit, which may as well
-// be torn.
+// opened then must be refused, or hold the last commit; or the one before if the last record alone is hit, which may as well
+// be torn, and the header does not say that it is needed.
 func (w *crashWorld) damage() {
 	hook := w.disk.before
 	w.disk.before = nil
 	defer func() { w.disk.before = hook }()
 	before := w.acked // the last commit that was another: one that changes nothing writes no record
-	for before > 0 && w.history[before] == w.history[w.acked] {
+	for before > 0 && w.history[before] == w.history[w.acked] && w.a.header.needSeq == 0 {
 		before--
 	}
 	open := func(what string, spoil func(d *simDisk)) {
@@ -52,18 +53,15 @@ func (w *crashWorld) damage() {
 	}
 	open("no log", func(d *simDisk) { delete(d.names, log) })
 	open("log of another file", func(d *simDisk) {
-		another := redoLog{id: fileID{1}, f: &simFile{d: d, i: d.names[log]}}
-		if err := another.writeHeader(w.a.header.generation); err != nil {
+		delete(d.names, log)
+		another := redoLog{fs: d, path: log, id: fileID{1}}
+		if err := another.create(w.a.header.generation); err != nil {
 			w.bad(err.Error())
 		}
 	})
 	for i := range int64(slotPages) {
-		open(fmt.Sprintf("a bit of header slot %d makes it the newest", i), func(d *simDisk) {
-			slot := &d.names[crashPath].cache
-			b := make([]byte, 8)
-			slot.read(b, i*pageSize+slotEpochOff)
-			b[7] ^= 0x10
-			slot.write(b, i*pageSize+slotEpochOff)
+		open(fmt.Sprintf("a bit of header slot %d, which says that it needs no log", i), func(d *simDisk) {
+			d.names[crashPath].cache.write([]byte{headerClean}, i*pageSize+slotStateOff)
 		})
 	}
 	for name, sectors := range map[string]int64{crashPath: slotPages * pageSize / simSectorSize, log: (w.a.log.tail + pageSize) / simSectorSize} {
@@ -103,28 +101,69 @@ type shownRule struct {
 	how    string // what happens to it: "" for cuts, "damage", or the name of a fault
 }
 
-// ruleScripts are small and meet, when they are looked at hard, what is seldom met elsewhere.
+// ruleScripts are small and meet, looked at hard, what is seldom met elsewhere.
 var ruleScripts = []crashScript{
-	{name: "first commit", calm: []crashOp{func(*crashWorld) error { return nil }}, ops: []crashOp{add("l", 5), syncAll}, judge: func(j *crashJudge) {
+	{name: "first commit", calm: []crashOp{nothing}, ops: []crashOp{add("l", 5), syncAll}, judge: func(j *crashJudge) {
 		j.kills[0], j.limit, j.care = 1, 64, always
 	}},
 	{name: "one overwrite", calm: []crashOp{add("l", 20), syncAll}, ops: []crashOp{set("l", 2), syncAll}},
-	{name: "one checkpoint", calm: []crashOp{add("l", 20), syncAll}, ops: []crashOp{set("l", 2), syncAll, checkpointNow, set("l", 3), syncAll}},
+	{name: "fresh space", calm: []crashOp{add("l", 20), syncAll}, ops: []crashOp{put("d", 0, 8, 9000), syncAll}, judge: func(j *crashJudge) {
+		j.kills[0], j.sample = 1, 32
+	}},
+	{name: "reuse of space", calm: []crashOp{put("d", 0, 12, 3000), syncAll, del("d", 0, 8), syncAll}, ops: []crashOp{put("d", 20, 28, 3000), syncAll}},
 	{name: "bytes above the mark", calm: []crashOp{add("l", 10), syncAll, put("d", 0, 40, 9000), spill, killAndReopen}, ops: []crashOp{
 		add("l", 16500), syncAll, // its largest extent is of two units, of which the second is never written
-	}, judge: func(j *crashJudge) { j.kills[0] = 1 }},
+	}},
+	{name: "fresh space, changed", calm: []crashOp{add("l", 9000), syncAll}, ops: []crashOp{set("l", 500), syncAll, checkpointNow}},
+	{name: "one checkpoint", calm: []crashOp{add("l", 20), syncAll, set("l", 3), syncAll}, ops: []crashOp{
+		set("l", 2), syncAll, checkpointNow, set("l", 3), syncAll,
+	}, judge: func(j *crashJudge) { j.care = always }},
+	{name: "records of the past", calm: []crashOp{ // of the same size, and the third generation of the log lies where the first one was
+		add("l", 20), closeAndReopen, set("l", 2), syncAll, set("l", 2), syncAll, checkpointNow, set("l", 2), syncAll, checkpointNow,
+	}, ops: []crashOp{set("l", 2), syncAll}},
 	{name: "failed sync", calm: []crashOp{add("l", 20), syncAll}, ops: []crashOp{
-		set("l", 2), put("d", 0, 3, 100), syncAll, checkpointNow,
-	}, judge: func(j *crashJudge) { j.fails[0], j.losses = 1, []simLoss{{}} }},
-	{name: "failed sync in recovery", calm: []crashOp{add("l", 20), syncAll}, ops: []crashOp{set("l", 2), syncAll}, judge: func(j *crashJudge) {
-		j.kills[0], j.fails[1], j.losses, j.care = 1, 1, []simLoss{{}}, always
+		set("l", 2), syncAll, put("d", 0, 8, 9000), syncAll, checkpointNow,
+	}, judge: func(j *crashJudge) { j.fails[0], j.losses, j.sample, j.care = 1, []simLoss{{}}, 16, 0 }},
+	{name: "failed sync, checked", calm: []crashOp{add("l", 20), syncAll}, ops: []crashOp{checkpointNow}, judge: func(j *crashJudge) {
+		j.fails[0], j.losses, j.care = 1, []simLoss{{}}, always
 	}},
-	{name: "killed in recovery", calm: []crashOp{add("l", 20), syncAll}, ops: []crashOp{set("l", 2), syncAll, checkpointNow}, judge: func(j *crashJudge) {
-		j.kills, j.limit = [2]float64{1, 1}, 1<<10
+	{name: "failed sync in recovery", calm: []crashOp{add("l", 20), syncAll, die}, ops: []crashOp{restart}, judge: func(j *crashJudge) {
+		j.fails[0], j.losses = 1, []simLoss{{}}
 	}},
-	{name: "cut in recovery", calm: []crashOp{add("l", 20), syncAll}, ops: []crashOp{set("l", 2), syncAll}, judge: func(j *crashJudge) {
-		j.kills[0], j.deep[1], j.limit, j.sample, j.care = 1, 1, 256, 64, always
+	{name: "killed in recovery", calm: []crashOp{add("l", 20), syncAll, dies("sync .emd", checkpointNow)}, ops: []crashOp{restart}, judge: func(j *crashJudge) {
+		j.kills[0], j.limit = 1, 128
 	}},
+	{name: "cut in recovery", calm: []crashOp{add("l", 20), syncAll, set("l", 2), dies("sync .emd-log", syncAll)}, ops: []crashOp{restart}, judge: func(j *crashJudge) {
+		j.deep[0], j.limit, j.sample, j.care = 1, 16, 8, always
+	}},
+}
+
+func nothing(*crashWorld) error { return nil }
+
+func die(w *crashWorld) error {
+	w.disk = w.disk.kill()
+	return nil
+}
+
+// dies runs an operation in a process that is killed ahead of the given change of the disk.
+func dies(ahead string, op crashOp) crashOp {
+	return func(w *crashWorld) error {
+		var left *simDisk
+		w.disk.before = func(_ int, change string) error {
+			if change == ahead && left == nil {
+				left = w.disk.kill()
+			}
+			if left != nil {
+				return errCrashScript
+			}
+			return nil
+		}
+		if err := op(w); !errors.Is(err, errCrashScript) {
+			return fmt.Errorf("it goes on: %v", err)
+		}
+		w.disk = left
+		return nil
+	}
 }
 
 const always = 100 // for crashJudge.care, also deep in recoveries
@@ -219,12 +258,12 @@ func (r rule) find() (s shownRule, why string) {
 }
 
 var shownRules = []shownRule{
-	{freshFirstRule, "default", "deletes with reuse of space", ""},
+	{freshFirstRule, "default", "fresh space", ""},
 	{recordWaitRule, "default", "appends", ""},
-	{ownCellsRule, "default", "deletes with reuse of space", ""},
+	{ownCellsRule, "fullpages", "one overwrite", ""},
 	{staysDirtyRule, "default", "one overwrite", "ENOSPC"},
 	{fullPagesRule, "fullpages", "overwrites", ""},
-	{wholePageRule, "default", "deletes with reuse of space", ""},
+	{wholePageRule, "default", "reuse of space", ""},
 	{zerosRule, "default", "bytes above the mark", ""},
 	{folderRule, "default", "appends", ""},
 	{liveFirstRule, "default", "appends", ""},
@@ -235,13 +274,13 @@ var shownRules = []shownRule{
 	{logWaitRule, "default", "appends", ""},
 	{sealRule, "default", "appends", ""},
 	{needRule, "default", "appends", ""},
-	{needWaitRule, "default", "appends", ""},
+	{needWaitRule, "default", "one checkpoint", ""},
 	{unitsWaitRule, "default", "appends", ""},
-	{nextWaitRule, "default", "deletes with reuse of space", ""},
+	{nextWaitRule, "default", "one checkpoint", ""},
 	{elsewhereRule, "fullpages", "overwrites", ""},
 	{rollbackRule, "default", "rollback then sync", ""},
 	{updateRule, "default", "update fails", ""},
-	{slotsRule, "default", "appends", ""},
+	{slotsRule, "fullpages", "failed sync", ""},
 	{failStopRule, "default", "one overwrite", "EIO"},
 	{failStopFullRule, "default", "one checkpoint", "ENOSPC"},
 	{confirmSyncRule, "fullpages", "killed in recovery", ""},
@@ -249,13 +288,13 @@ var shownRules = []shownRule{
 	{copyRule, "default", "failed sync", ""},
 	{copyWaitRule, "default", "appends", ""},
 	{freshAgainRule, "nosync", "failed sync", ""},
-	{freshAgainWaitRule, "fullpages nosync", "crashes in recovery", ""},
-	{allSlotsRule, "default", "failed sync", ""},
-	{generationRule, "default", "deletes with reuse of space", ""},
+	{freshAgainWaitRule, "nosync", "failed sync", ""},
+	{allSlotsRule, "default", "failed sync, checked", ""},
+	{generationRule, "default", "records of the past", ""},
 	{recordSumRule, "default", "appends", ""},
 	{headerSumRule, "default", "appends", "damage"},
 	{freshSumRule, "nosync", "with and without fresh space", ""},
-	{freshSumNeedRule, "default", "deletes with reuse of space", ""},
+	{freshSumNeedRule, "default", "fresh space, changed", ""},
 	{exactlyNeedRule, "default", "cut in recovery", ""},
 	{needCheckRule, "default", "one checkpoint", "damage"},
 	{durableRule, "default", "appends", "damage"},
