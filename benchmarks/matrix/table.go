@@ -104,6 +104,9 @@ func (o *Options) print(w io.Writer, kind string, impls []Impl, r results) {
 	if o.hasBase(impls) {
 		fmt.Fprintf(w, "\nIn brackets: the median of the ratios to the %s in the same round.\n", Map.Name)
 	}
+	if o.Budget > 0 {
+		fmt.Fprintf(w, "\nWith *: ended after %v, before all entries had their turn. What a store does once for each page then weighs too much.\n", o.Budget)
+	}
 	fmt.Fprintf(w, "\nProcessor time, ns an operation:\n\n")
 	r.printRows(w, impls, timedRows, Map.Name, cpu)
 	fmt.Fprintf(w, "\nWall time, ns an operation:\n\n")
@@ -142,6 +145,9 @@ func (r results) cells(impls []Impl, row string, reopened bool, base string, of 
 		text := ""
 		if got := r.figures(cell{m.Name, row, reopened}, of); len(got) > 0 {
 			text = short(median(got))
+			if slices.ContainsFunc(r[cell{m.Name, row, reopened}], func(f figure) bool { return f.early }) {
+				text += "*"
+			}
 			if len(against) == len(got) && m.Name != base {
 				ratios := make([]float64, len(got))
 				for i := range got {
