@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -40,7 +41,7 @@ var (
 )
 
 func printMachine(w io.Writer, impls []Impl) {
-	fmt.Fprintf(w, "    %s\n\n", strings.Join(os.Args, " "))
+	fmt.Fprintf(w, "    %s %s\n\n", filepath.Base(os.Args[0]), strings.Join(os.Args[1:], " "))
 	fmt.Fprintf(w, "%s, %s/%s, %s, GOMAXPROCS=%d of %d\n", runtime.Version(), runtime.GOOS, runtime.GOARCH, processor(), runtime.GOMAXPROCS(0), runtime.NumCPU())
 	fmt.Fprintf(w, "first use of a page of memory: %v\n", pageFault())
 	printLoad(w)
