@@ -83,9 +83,12 @@ type cell struct {
 }
 
 // A figure is nanoseconds an operation, of the processor and of the wall clock; or what the row says, twice.
-type figure struct{ cpu, wall float64 }
+type figure struct {
+	cpu, wall float64
+	early     bool // the budget was used up before the row was done
+}
 
-func twice(v float64) figure { return figure{v, v} }
+func twice(v float64) figure { return figure{cpu: v, wall: v} }
 
 // results has the figures of each cell, one for each round.
 type results map[cell][]figure

@@ -24,7 +24,7 @@ func (c *clock) run(fn func() error) error {
 }
 
 func (c *clock) per(n int) figure {
-	return figure{float64(c.cpu.Nanoseconds()) / float64(n), float64(c.wall.Nanoseconds()) / float64(n)}
+	return figure{cpu: float64(c.cpu.Nanoseconds()) / float64(n), wall: float64(c.wall.Nanoseconds()) / float64(n)}
 }
 
 // A bench measures one implementation with one kind of entries, once.
@@ -118,6 +118,13 @@ type task struct {
 	check   func() error  // off it
 }
 
+// figure is what a task took for each of the n entries that it has done.
+func (t task) figure(c clock, n int) figure {
+	f := c.per(n)
+	f.early = n < len(t.entries)
+	return f
+}
+
 // each carries out a task and returns what it took, and for how many entries.
 func (b *bench[K, V]) each(t task) (c clock, n int, err error) {
 	runtime.GC()
@@ -158,7 +165,7 @@ func (b *bench[K, V]) tell(name string, f figure) { b.report(name, b.reopened, f
 func (b *bench[K, V]) read(t task) error {
 	c, n, err := b.each(t)
 	if err == nil {
-		b.tell(t.name, c.per(n))
+		b.tell(t.name, t.figure(c, n))
 	}
 	return err
 }
@@ -169,11 +176,11 @@ func (b *bench[K, V]) change(t task) error {
 	if err != nil {
 		return err
 	}
-	b.tell(t.name, c.per(n))
+	b.tell(t.name, t.figure(c, n))
 	if err := c.run(b.store.Sync); err != nil {
 		return fmt.Errorf("%s: %w", t.name+andSync, err)
 	}
-	b.tell(t.name+andSync, c.per(n))
+	b.tell(t.name+andSync, t.figure(c, n))
 	return nil
 }
 

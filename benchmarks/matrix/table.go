@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -40,7 +41,7 @@ var (
 )
 
 func printMachine(w io.Writer, impls []Impl) {
-	fmt.Fprintf(w, "    %s\n\n", strings.Join(os.Args, " "))
+	fmt.Fprintf(w, "    %s %s\n\n", filepath.Base(os.Args[0]), strings.Join(os.Args[1:], " "))
 	fmt.Fprintf(w, "%s, %s/%s, %s, GOMAXPROCS=%d of %d\n", runtime.Version(), runtime.GOOS, runtime.GOARCH, processor(), runtime.GOMAXPROCS(0), runtime.NumCPU())
 	fmt.Fprintf(w, "first use of a page of memory: %v\n", pageFault())
 	printLoad(w)
@@ -104,6 +105,9 @@ func (o *Options) print(w io.Writer, kind string, impls []Impl, r results) {
 	if o.hasBase(impls) {
 		fmt.Fprintf(w, "\nIn brackets: the median of the ratios to the %s in the same round.\n", Map.Name)
 	}
+	if o.Budget > 0 {
+		fmt.Fprintf(w, "\nWith *: ended after %v, before all entries had their turn. What a store does once for each page then weighs too much.\n", o.Budget)
+	}
 	fmt.Fprintf(w, "\nProcessor time, ns an operation:\n\n")
 	r.printRows(w, impls, timedRows, Map.Name, cpu)
 	fmt.Fprintf(w, "\nWall time, ns an operation:\n\n")
@@ -142,6 +146,9 @@ func (r results) cells(impls []Impl, row string, reopened bool, base string, of 
 		text := ""
 		if got := r.figures(cell{m.Name, row, reopened}, of); len(got) > 0 {
 			text = short(median(got))
+			if slices.ContainsFunc(r[cell{m.Name, row, reopened}], func(f figure) bool { return f.early }) {
+				text += "*"
+			}
 			if len(against) == len(got) && m.Name != base {
 				ratios := make([]float64, len(got))
 				for i := range got {
