@@ -806,8 +806,10 @@ func (a *Arena) opError(op string, h *handle, off int64, err error) error {
 		return nil
 	}
 	err = a.placed(op, h, off, err)
-	// Another goroutine that uses what is dropped or closed changes nothing.
-	if a.updater.Load() != 0 && (!errors.Is(err, ErrClosed) || a.inUpdate()) {
+	// Another goroutine that uses what is dropped or closed changes nothing, nor does one that a Rollback before the Update
+	// has overtaken.
+	harmless := errors.Is(err, ErrClosed) || errors.Is(err, ErrRolledBack)
+	if a.updater.Load() != 0 && (!harmless || a.inUpdate()) {
 		a.updateErr.CompareAndSwap(nil, &err)
 	}
 	return err

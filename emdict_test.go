@@ -1110,3 +1110,33 @@ func TestEMDictAllocations(t *testing.T) {
 		assert.Zero(t, testing.AllocsPerRun(100, fn), name)
 	}
 }
+
+// TestUpdateAfterRollback lets a Rollback overtake a Compute, whose function then ends inside somebody else's Update: that is
+// no fault of the Update.
+func TestUpdateAfterRollback(t *testing.T) {
+	d, err := OpenDict[uint64, uint64](filepath.Join(t.TempDir(), "a.emd"), nil)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, d.Close()) }()
+	require.NoError(t, d.Set(1, 1))
+	require.NoError(t, d.Sync())
+	started, proceed, done := make(chan struct{}), make(chan struct{}), make(chan error)
+	go func() {
+		_, _, err := d.Compute(1, func(v uint64, ok bool) (uint64, Op) {
+			close(started)
+			<-proceed
+			return 2, OpStore
+		})
+		done <- err
+	}()
+	<-started
+	require.NoError(t, d.Arena().Rollback())
+	require.NoError(t, d.Arena().Update(func() error {
+		close(proceed)
+		require.ErrorIs(t, <-done, ErrRolledBack)
+		return d.Set(3, 3)
+	}))
+	v, ok, err := d.Get(3)
+	require.NoError(t, err)
+	require.True(t, ok)
+	require.EqualValues(t, 3, v)
+}
