@@ -28,7 +28,7 @@ demo:
 	./demo/wordcount -db demo/go.emd -get err
 
 test:
-	$(call each,$(GO) test -timeout 20m $(TESTFLAGS) ./...)
+	$(call each,$(GO) test -timeout 40m $(TESTFLAGS) ./...)
 
 bench:
 	$(GO) run ./benchmarks $(BENCHFLAGS)
