@@ -106,8 +106,8 @@ type sealer struct {
 
 	region  int // whose tables these are; -1: none yet
 	old     sumTable
-	new     sumTable
 	relog   [sumPages]uint64 // lines that the log holds from a checkpoint that came to nothing
+	new     sumTable         // not right behind old: s390x code of Go 1.26 would copy old to new without an end
 	covered uint64           // pages from mark on below here are done
 }
 
