@@ -542,11 +542,7 @@ func (e *EMList[T]) All() iter.Seq2[int, T] {
 // Range is [EMList.All] for the elements [i, j). It panics unless
 // 0 <= i <= j <= Len.
 func (e *EMList[T]) Range(i, j int) iter.Seq2[int, T] {
-	if n, err := e.l.count(); err == nil {
-		if err := checkRange(i, j, n); err != nil {
-			panic(err)
-		}
-	}
+	e.l.checkRange(i, j)
 	return func(yield func(int, T) bool) {
 		n, err := e.l.count()
 		e.loop("range", err, i, min(j, n), 1, yield)
