@@ -605,6 +605,18 @@ func (e *EMList[T]) visit(i, end, step int, yield func(int, T) bool) error {
 			i = max(min(i, n-1), end)
 			continue
 		}
+		if e.raw && step > 0 {
+			k := 0
+			for ; k < r.n && (k == 0 || e.l.shape.n.Load() == r.stamp.shape && r.stamp.stripe.n.Load() == r.stamp.seen); k++ {
+				if !yield(i+k, r.raw[k]) {
+					return nil
+				}
+			}
+			if i += k; k < r.n {
+				r.want = 1
+			}
+			continue
+		}
 		k := 0
 		for ; k < r.n && (k == 0 || e.l.current(r.stamp)); k++ {
 			v, err := r.at(k, i, step < 0)

@@ -25,6 +25,12 @@ func (e *EMList[T]) Views(i, j int) iter.Seq2[int, []T] {
 func (e *EMList[T]) views(i, j int, yield func(int, []T) bool) {
 	e.l.a.lent.Add(1)
 	defer e.l.a.lent.Add(-1)
+	if i < j && e.raw {
+		if p := e.l.tryRun(i, j); p != nil {
+			yield(i, unsafe.Slice((*T)(p), j-i))
+			return
+		}
+	}
 	var err error
 	if e.raw && e.l.width != 0 {
 		err = e.lend(i, j, yield)
@@ -88,11 +94,30 @@ const maxDecoded = 256
 
 // checkRange panics about a bad range of an open list.
 func (l *list) checkRange(i, j int) {
+	if uint(i) <= uint(j) && uint64(j) <= l.end.Load()-l.first.Load() && l.shape.n.Load()&1 == 0 {
+		return
+	}
 	if n, err := l.count(); err == nil {
 		if err := checkRange(i, j, n); err != nil {
 			panic(err)
 		}
 	}
+}
+
+// tryRun returns the memory of the elements [i, j), which are some, if they lie in a row and are no more
+// than a loop is to read at once; nil says that this takes a closer look. Most runs are a few
+// elements of a large list, for which that look would take longer than the loop.
+func (l *list) tryRun(i, j int) unsafe.Pointer {
+	shape := l.shape.n.Load()
+	first := l.first.Load()
+	if n := uint64(j - i); uint64(j) > l.end.Load()-first || shape&1 != 0 || n*l.width >= aheadSize {
+		return nil
+	}
+	p := l.memoryAt(first + uint64(i))
+	if p == nil || l.table.Load().room(first+uint64(i)) < uint64(j-i) || l.shape.n.Load() != shape {
+		return nil
+	}
+	return p
 }
 
 // runAt returns the memory of up to most elements from i on, as many as lie
