@@ -16,16 +16,13 @@ func PageRank(edges Runs, nodes, iterations int) []float32 {
 	}
 	for range iterations {
 		for v := range rank {
-			share[v] = rank[v] / float32(max(degree[v], 1))
-			rank[v] = 0
+			share[v] = 0.85 * rank[v] / float32(max(degree[v], 1))
+			rank[v] = 0.15 / float32(nodes)
 		}
 		for _, run := range edges {
 			for _, e := range run {
 				rank[e.Target] += share[e.Source]
 			}
-		}
-		for v := range rank {
-			rank[v] = 0.15/float32(nodes) + 0.85*rank[v]
 		}
 	}
 	return rank
