@@ -93,7 +93,7 @@ func TestErrors(t *testing.T) {
 		{db, "bfs -fast", 2, []string{"graph bfs: flag provided but not defined: -fast", "graph help bfs"}},
 		{db, "import -db %db", 2, []string{"it needs file..."}},
 		{db, "info -db %db x", 2, []string{`does not take "x"`}},
-		{db, "generate -db %db -nodes 1", 2, []string{"from 2 to 4,294,967,296 nodes"}},
+		{db, "generate -db %db -nodes 1", 2, []string{"from 2 to 2,147,483,647 nodes"}},
 		{db, "pagerank -db %db -iterations 0", 2, []string{"at least 1"}},
 		{db, "neighbours -db %db -steps 3", 2, []string{"graph bfs goes further"}},
 		{db, "plot -db %db -o g.gif", 2, []string{".png or .svg"}},

@@ -18,8 +18,8 @@ func generate(flags *flag.FlagSet) action {
 	flags.Uint64Var(&r.Seed, "seed", 1, "another `number` makes another graph")
 	unsorted := unsortedFlag(flags)
 	return func(c *call) error {
-		if r.Nodes < 2 || r.Nodes > emgraph.MaxNodes || r.Edges < 1 {
-			return usageError{fmt.Sprintf("%d nodes and %d edges: it needs an edge, and from 2 to 4,294,967,296 nodes", r.Nodes, r.Edges)}
+		if r.Nodes < 2 || int64(r.Nodes) > emgraph.MaxNodes || r.Edges < 1 {
+			return usageError{fmt.Sprintf("%d nodes and %d edges: it needs an edge, and from 2 to %s nodes", r.Nodes, r.Edges, grouped(emgraph.MaxNodes))}
 		}
 		return c.fill(*unsorted, "generating", "generated", func(g *emgraph.Graph, p emgraph.Progress) error {
 			return g.Generate(c.ctx, r, p)

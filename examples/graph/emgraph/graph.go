@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"strconv"
 
 	"github.com/emd-go/emd"
@@ -33,8 +34,8 @@ type Graph struct {
 	nodes   int
 }
 
-// MaxNodes is how many nodes a graph can have.
-const MaxNodes = 1 << 32
+// MaxNodes is how many nodes a graph can have, also on 32-bit systems.
+const MaxNodes = math.MaxInt32
 
 // nodesKey is where a file says that it is a graph, and of how many nodes.
 const nodesKey = "emgraph.nodes"

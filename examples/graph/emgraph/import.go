@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -164,8 +163,8 @@ func clip(text []byte) []byte { return bytes.ToValidUTF8(text[:min(len(text), 40
 func (in *importing) node(name []byte) (uint32, error) {
 	if in.format.Numbered {
 		v, err := strconv.ParseUint(string(name), 10, 32)
-		if err != nil {
-			return 0, fmt.Errorf("%w: %q is no number from 0 to %d", ErrFormat, clip(name), uint32(math.MaxUint32))
+		if err != nil || v >= MaxNodes {
+			return 0, fmt.Errorf("%w: %q is no number from 0 to %d", ErrFormat, clip(name), MaxNodes-1)
 		}
 		in.nodes = max(in.nodes, int(v)+1)
 		return uint32(v), nil

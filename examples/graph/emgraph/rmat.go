@@ -20,7 +20,7 @@ type RMAT struct {
 
 // Generate adds the edges of r to a graph that has none.
 func (g *Graph) Generate(ctx context.Context, r RMAT, progress Progress) error {
-	if r.Nodes < 2 || r.Nodes > MaxNodes || r.Edges < 1 {
+	if r.Nodes < 2 || int64(r.Nodes) > MaxNodes || r.Edges < 1 {
 		return fmt.Errorf("a graph of %d nodes and %d edges cannot be made: it needs 2 to %d nodes and an edge", r.Nodes, r.Edges, MaxNodes)
 	}
 	return g.fill(func() (int, error) {
