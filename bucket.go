@@ -362,19 +362,19 @@ func (d *dict) equal(b *bucket, i int, key []byte) bool {
 		off := l.slotsOff + i*l.slot
 		return bytes.Equal(b[off:off+l.keySize], key)
 	}
-	e, ok := l.entry(b, entryOff(b, i))
-	if !ok {
+	at, val, end, far := l.parts(b, entryOff(b, i))
+	if end > pageSize {
 		return false
 	}
-	if !e.keyFar {
-		return bytes.Equal(b[e.key:e.key+e.keyLen], key)
+	if far&keyIsFar == 0 {
+		return string(b[at:val]) == string(key)
 	}
-	x := b.refAt(e.key)
+	x := b.refAt(at)
 	if x.len() != len(key) {
 		return false
 	}
-	far, err := d.recs.bytes(x)
-	return err == nil && bytes.Equal(far, key)
+	record, err := d.recs.bytes(x)
+	return err == nil && bytes.Equal(record, key)
 }
 
 // A slottedEntry is an entry of a slotted bucket: where key and value, or
@@ -389,50 +389,59 @@ type slottedEntry struct {
 
 // entry reads the entry at off, and says whether it lies in the page.
 func (l *layout) entry(b *bucket, off int) (e slottedEntry, ok bool) {
-	if off < bucketHeader {
-		return e, false
-	}
-	e.keyLen, e.keyFar = l.keySize, l.farKey
-	if l.keySize < 0 {
-		if e.keyLen, e.keyFar, off = b.size(off); off < 0 {
-			return e, false
-		}
-	} else if l.farKey {
-		e.keyLen = farSize
-	}
-	e.valLen, e.valFar = l.valSize, l.farVal
-	if l.valSize < 0 {
-		if e.valLen, e.valFar, off = b.size(off); off < 0 {
-			return e, false
-		}
-	} else if l.farVal {
-		e.valLen = farSize
-	}
-	e.key = off
-	e.val = off + e.keyLen
-	e.end = e.val + e.valLen
+	var far uint32
+	e.key, e.val, e.end, far = l.parts(b, off)
+	e.keyLen, e.valLen = e.val-e.key, e.end-e.val
+	e.keyFar, e.valFar = far&keyIsFar != 0, far&valIsFar != 0
 	return e, e.end <= pageSize
 }
 
-// size reads a uvarint of a size and its far bit, and returns the offset
-// behind it, -1 if there is no such number. A far part takes farSize.
-func (b *bucket) size(off int) (n int, far bool, next int) {
-	if off+2 > pageSize {
-		// A size of one byte may be the last byte of the page.
-		if off >= pageSize || b[off] >= 0x80 {
-			return 0, false, -1
+const (
+	keyIsFar = 1 << iota
+	valIsFar
+)
+
+// parts returns where key and value of the entry at off begin, where it ends,
+// behind the page if it does not lie there, and what of it is far. The sizes
+// are read once, for they may be changing.
+func (l *layout) parts(b *bucket, off int) (key, val, end int, far uint32) {
+	if off < bucketHeader {
+		return 0, 0, pageSize + 1, 0
+	}
+	at := min(off, pageSize-4)
+	sizes := binary.LittleEndian.Uint32((*[4]byte)(unsafe.Add(unsafe.Pointer(b), at))[:]) >> (8 * uint(off-at)) // zeros behind the page
+	keySize, valSize := l.keySize, l.valSize
+	if keySize < 0 {
+		n := sizes & 0x7f
+		if sizes&0x80 != 0 {
+			n |= sizes >> 8 & 0xff << 7
+			sizes >>= 8
+			off++
 		}
-	}
-	v := int(b[off])
-	off++
-	if v >= 0x80 {
-		v = v&0x7f | int(b[off])<<7
+		sizes >>= 8
 		off++
+		keySize = int(n >> 1)
+		if n&1 != 0 {
+			keySize, far = farSize, keyIsFar
+		}
+	} else if l.farKey {
+		keySize, far = farSize, keyIsFar
 	}
-	if v&1 != 0 {
-		return farSize, true, off
+	if valSize < 0 {
+		n := sizes & 0x7f
+		if sizes&0x80 != 0 {
+			n |= sizes >> 8 & 0xff << 7
+			off++
+		}
+		off++
+		valSize = int(n >> 1)
+		if n&1 != 0 {
+			valSize, far = farSize, far|valIsFar
+		}
+	} else if l.farVal {
+		valSize, far = farSize, far|valIsFar
 	}
-	return v >> 1, false, off
+	return off, off + keySize, off + keySize + valSize, far
 }
 
 func (b *bucket) refAt(off int) ref { return ref(binary.LittleEndian.Uint64(b[off:])) }
@@ -481,7 +490,7 @@ func sizeLen(n int, far bool) int {
 	return 2
 }
 
-// appendSize appends what bucket.size reads.
+// appendSize appends a size as layout.parts reads it.
 func appendSize(dst []byte, n int, far bool) []byte {
 	if far {
 		return append(dst, 1)
@@ -525,10 +534,22 @@ func (l *layout) next(b *bucket, i int) int {
 	if l.kind == layoutLines {
 		n++
 	}
-	for ; i < n; i++ {
-		if l.used(b, i) {
-			return i
+	for i < n {
+		if l.kind == layoutLines {
+			if l.used(b, i) {
+				return i
+			}
+			i++
+			continue
 		}
+		if used := l.ctrlWord(b, i/ctrlGroup) & highBits >> (i % ctrlGroup * 8); used != 0 {
+			i += bits.TrailingZeros64(used) / 8
+			if i < n {
+				return i
+			}
+			break
+		}
+		i = i&^(ctrlGroup-1) + ctrlGroup
 	}
 	return -1
 }
@@ -843,6 +864,76 @@ func (d *dict) clearSlot(no pageNo, b *bucket, i int) {
 	d.a.space.touch(no, lineMask(off, l.slot))
 	copy(b[off:off+l.slot], b[last:last+l.slot])
 	clear(b[last : last+l.slot])
+}
+
+// peek finds the value of key where nothing is in the way: no writer, and key
+// and value lie in the first page of their bucket. Nearly every lookup is one
+// of these. The value is lent, memory of the page: what is made of it, and
+// that the key is absent, counts only if seg.undisturbed(s) then says so.
+func (d *dict) peek(h uint64, key []byte) (val []byte, seg *segment, s uint64, is wordState) {
+	seg = d.table.Load().segment(h)
+	s = seg.load()
+	no, same := seg.bucketAt(h, s)
+	if !same || s&1 != 0 || !optimistic || no < slotPages {
+		return nil, seg, s, wordUnknown
+	}
+	b := (*bucket)(d.space.near(no))
+	if b == nil {
+		return nil, seg, s, wordUnknown
+	}
+	if d.layout.kind == layoutSlotted {
+		val, is = d.layout.peekSlotted(b, h, key)
+		return val, seg, s, is
+	}
+	l := d.layout
+	i, _, found := d.find(b, h, key)
+	switch {
+	case found:
+		at := l.slotOff(i)
+		return b[at+l.keySize : at+l.slot : at+l.slot], seg, s, wordPresent
+	case i >= 0:
+		return nil, seg, s, wordAbsent
+	}
+	return nil, seg, s, wordUnknown
+}
+
+// peekSlotted is find and valueAt in one, for the page of a slotted bucket
+// where key should be.
+func (l *layout) peekSlotted(b *bucket, h uint64, key []byte) (val []byte, is wordState) {
+	groups := l.groupsOf(b)
+	g := home(h, groups)
+	for range groups {
+		at := bucketHeader + g*slotGroup
+		w := b.word(at)
+		for m := matches(w, fingerprint(h)); m != 0; m &= m - 1 {
+			k, v, end, far := l.parts(b, entryOff(b, g*ctrlGroup+bits.TrailingZeros64(m)/8))
+			switch {
+			case far&keyIsFar != 0:
+				return nil, wordUnknown
+			case end > pageSize || string(b[k:v]) != string(key):
+			case far != 0:
+				return nil, wordUnknown
+			default:
+				return b[v:end:end], wordPresent
+			}
+		}
+		if empties(w) != 0 {
+			break
+		}
+		if g++; g == groups {
+			g = 0
+		}
+	}
+	if b.next() != 0 {
+		return nil, wordUnknown
+	}
+	return nil, wordAbsent
+}
+
+// undisturbed says that what was read since the counter was s was not changing.
+func (seg *segment) undisturbed(s uint64) bool {
+	readFence()
+	return seg.load() == s
 }
 
 // Words: keys and values of 8 bytes each are the commonest and get code of

@@ -165,8 +165,14 @@ func (d *EMDict[K, V]) get(k *K, v *V, ok *bool) (err error) {
 		*word, *ok, err = d.d.getWord(*(*uint64)(unsafe.Pointer(k)))
 		return err
 	}
-	if d.key.raw && d.val.raw {
-		return d.getRaw(d.d.hash(memoryOf(k)), memoryOf(k), v, ok)
+	if key, is := d.keyBytes(k); is {
+		h := d.d.hash(key)
+		if d.peek(h, key, v, ok) {
+			return nil
+		}
+		if d.val.raw || d.val.form == stringForm {
+			return d.getEncoded(nil, h, key, v, ok)
+		}
 	}
 	b := d.buffers()
 	defer d.pool.Put(b)
@@ -177,14 +183,43 @@ func (d *EMDict[K, V]) get(k *K, v *V, ok *bool) (err error) {
 	return d.getEncoded(b, d.d.hash(key), key, v, ok)
 }
 
+// peek is get where nothing is in the way and the value's encoding is what lies
+// in memory. Otherwise it says no, and leaves *v and *ok zero.
+func (d *EMDict[K, V]) peek(h uint64, key []byte, v *V, ok *bool) bool {
+	val, seg, s, is := d.d.peek(h, key)
+	switch {
+	case is == wordUnknown:
+		return false
+	case is == wordAbsent:
+		return seg.undisturbed(s)
+	case d.val.form == stringForm:
+		text := string(val)
+		if !seg.undisturbed(s) {
+			return false
+		}
+		*asString(v) = text
+	case d.val.raw && len(val) == d.val.size:
+		copy(memoryOf(v), val)
+		if !seg.undisturbed(s) {
+			var none V
+			*v = none
+			return false
+		}
+	default:
+		return false
+	}
+	*ok = true
+	return true
+}
+
 // getEncoded is get for the hash and the encoding of a key. *v and *ok are
-// zero.
+// zero. b may be nil where the value's encoding is what lies in memory.
 func (d *EMDict[K, V]) getEncoded(b *dictBuffers, h uint64, key []byte, v *V, ok *bool) (err error) {
 	if len(key) > maxKeySize {
 		return d.d.a.check(&d.d.handle)
 	}
 	switch {
-	case d.key.raw && d.val.raw:
+	case d.val.raw:
 		return d.getRaw(h, key, v, ok)
 	case d.val.form == stringForm:
 		// The copy made under validation becomes the string.
@@ -203,7 +238,7 @@ func (d *EMDict[K, V]) getEncoded(b *dictBuffers, h uint64, key []byte, v *V, ok
 	return err
 }
 
-// getRaw is getEncoded where keys and values are as in memory.
+// getRaw is getEncoded where values are as in memory.
 func (d *EMDict[K, V]) getRaw(h uint64, key []byte, v *V, ok *bool) (err error) {
 	_, *ok, err = d.d.get(memoryOf(v)[:0], h, key)
 	if !*ok {
@@ -626,6 +661,18 @@ func (b *dictBuffers) trim() {
 	}
 }
 
+// keyBytes returns the encoding of k where that is what lies in memory.
+func (d *EMDict[K, V]) keyBytes(k *K) (key []byte, is bool) {
+	switch {
+	case d.key.raw:
+		return memoryOf(k), true
+	case d.key.form == stringForm:
+		s := *asString(k)
+		return unsafe.Slice(unsafe.StringData(s), len(s)), true
+	}
+	return nil, false
+}
+
 // encodeKey returns the encoding of k, in b or where k's bytes lie.
 func (d *EMDict[K, V]) encodeKey(b *dictBuffers, k *K) ([]byte, error) {
 	b.key = b.key[:0]
@@ -634,12 +681,8 @@ func (d *EMDict[K, V]) encodeKey(b *dictBuffers, k *K) ([]byte, error) {
 
 // appendKey is encodeKey that leaves the keys in b as they are.
 func (d *EMDict[K, V]) appendKey(b *dictBuffers, k *K) ([]byte, error) {
-	switch {
-	case d.key.raw:
-		return memoryOf(k), nil
-	case d.key.form == stringForm:
-		s := *asString(k)
-		return unsafe.Slice(unsafe.StringData(s), len(s)), nil
+	if key, is := d.keyBytes(k); is {
+		return key, nil
 	}
 	start := len(b.key)
 	var err error
