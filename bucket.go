@@ -530,26 +530,23 @@ func (l *layout) used(b *bucket, i int) bool {
 
 // next returns the first used slot from i on, -1 if there is none.
 func (l *layout) next(b *bucket, i int) int {
-	n := l.slotsOf(b)
 	if l.kind == layoutLines {
-		n++
+		for ; i < l.slots; i = (i | (l.perGroup - 1)) + 1 { // behind an empty slot its line is empty
+			if l.lineKey(b, l.slotOff(i)) != 0 {
+				return i
+			}
+		}
+		if i == l.slots && b.hasZero() {
+			return i
+		}
+		return -1
 	}
-	for i < n {
-		if l.kind == layoutLines {
-			if l.used(b, i) {
-				return i
-			}
-			i++
-			continue
-		}
+	for n := l.slotsOf(b); i < n; i = (i | (ctrlGroup - 1)) + 1 {
 		if used := l.ctrlWord(b, i/ctrlGroup) & highBits >> (i % ctrlGroup * 8); used != 0 {
-			i += bits.TrailingZeros64(used) / 8
-			if i < n {
+			if i += bits.TrailingZeros64(used) / 8; i < n {
 				return i
 			}
-			break
 		}
-		i = i&^(ctrlGroup-1) + ctrlGroup
 	}
 	return -1
 }
@@ -1083,26 +1080,64 @@ func (b *bucket) copy(src *bucket, l *layout) {
 	}
 }
 
+// lockWord takes the lock under which the key of words with hash h is changed,
+// for the callback whose hold is by, nil if there is none, and returns the
+// first page of its bucket. It does so where nothing is in the way, as nearly
+// always; otherwise seg is nil and nothing is locked.
+func (d *dict) lockWord(h uint64, by *hold) (seg *segment, no pageNo, b *bucket) {
+	t := d.table.Load()
+	seg = t.segment(h)
+	flat := d.space.flat.Load()
+	if optimistic {
+		// The line comes while the lock is taken.
+		if no, same := seg.bucketAt(h, seg.load()); same && no-1 < flat {
+			prefetch(unsafe.Add(d.space.page1, uintptr(no-1)<<pageShift+uintptr(lineSize+home(h, lineCount)*lineSize)))
+		}
+	}
+	if !d.a.admits(d.cost.Load()) {
+		return nil, 0, nil
+	}
+	seg.mu.Lock()
+	clear := len(seg.busy) == 0
+	if by != nil {
+		clear = by.epoch == d.epoch.Load()
+	}
+	if clear && d.table.Load() == t && d.active.Load() && d.state.Load() == stateOpen && d.hdr != 0 {
+		if no = seg.bucket(h); no >= slotPages && no-1 < flat {
+			return seg, no, (*bucket)(unsafe.Add(d.space.page1, uintptr(no-1)<<pageShift))
+		}
+	}
+	seg.mu.Unlock()
+	return nil, 0, nil
+}
+
 // setWord is a changeSet of words.
 func (d *dict) setWord(key, val uint64) error {
 	h := d.hashWord(key)
-	d.prefetch(h)
-	return d.storeHeld(h, key, val, nil)
+	if seg, no, b := d.lockWord(h, nil); seg != nil {
+		stored := key != 0 && d.storeWord(seg, no, b, h, key, val)
+		seg.mu.Unlock()
+		if stored {
+			return nil
+		}
+	}
+	return d.setWordSlow(h, key, val, nil)
 }
 
 // storeHeld is setWord of a key whose hash is h, for the callback whose hold is
-// by; nil if there is none.
+// by.
 func (d *dict) storeHeld(h, key, val uint64, by *hold) error {
-	if key != 0 {
-		t, seg, err := d.enter(h, 16, by)
-		if err != nil {
-			return err
-		}
-		if d.storeWord(t, seg, h, key, val) {
+	if seg, no, b := d.lockWord(h, by); seg != nil {
+		stored := key != 0 && d.storeWord(seg, no, b, h, key, val)
+		if stored {
 			return d.leave(seg, nil, by)
 		}
 		seg.mu.Unlock()
 	}
+	return d.setWordSlow(h, key, val, by)
+}
+
+func (d *dict) setWordSlow(h, key, val uint64, by *hold) error {
 	var k, v [8]byte
 	binary.LittleEndian.PutUint64(k[:], key)
 	binary.LittleEndian.PutUint64(v[:], val)
@@ -1112,23 +1147,18 @@ func (d *dict) storeHeld(h, key, val uint64, by *hold) error {
 
 // holdWord is holdKey for words.
 func (d *dict) holdWord(h, key uint64) (by hold, val uint64, ok bool, err error) {
-	d.prefetch(h)
-	_, seg := d.lockSegment(h, false)
-	if key != 0 && d.state.Load() == stateOpen && d.hdr != 0 {
-		no := seg.bucket(h)
-		if b := (*bucket)(d.space.near(no)); b != nil && no >= slotPages {
-			if off, ended := b.findWord(h, key); ended {
-				if off != 0 {
-					val = b.word(off + 8)
-				}
-				seg.setBusy(h, h, nil)
-				by = hold{lo: h, hi: h, epoch: d.epoch.Load()}
-				seg.mu.Unlock()
-				return by, val, off != 0, nil
+	if seg, _, b := d.lockWord(h, nil); seg != nil {
+		if off, ended := b.findWord(h, key); ended && key != 0 {
+			if off != 0 {
+				val = b.word(off + 8)
 			}
+			seg.setBusy(h, h, nil)
+			by = hold{lo: h, hi: h, epoch: d.epoch.Load()}
+			seg.mu.Unlock()
+			return by, val, off != 0, nil
 		}
+		seg.mu.Unlock()
 	}
-	seg.mu.Unlock()
 	var k, v [8]byte
 	binary.LittleEndian.PutUint64(k[:], key)
 	by, _, ok, err = d.holdKey(h, k[:], v[:0])
@@ -1138,23 +1168,15 @@ func (d *dict) holdWord(h, key uint64) (by hold, val uint64, ok bool, err error)
 // deleteWord is a changeRemove of words.
 func (d *dict) deleteWord(key uint64) (ok bool, err error) {
 	h := d.hashWord(key)
-	if key != 0 {
-		d.prefetch(h)
-		t, seg, err := d.enter(h, 0, nil)
-		if err != nil {
-			return false, err
-		}
-		no := seg.bucket(h)
-		if b := (*bucket)(d.space.near(no)); b != nil && no >= slotPages {
-			off, ended := b.findWord(h, key)
-			if off != 0 {
-				p := place{no: no, b: b, i: (off - lineSize) / wordSlot}
-				return true, d.leave(seg, d.remove(t, seg, h, no, p), nil)
-			}
-			if ended {
-				seg.mu.Unlock()
-				return false, nil
-			}
+	if seg, no, b := d.lockWord(h, nil); seg != nil {
+		off, ended := b.findWord(h, key)
+		switch {
+		case key == 0:
+		case off != 0:
+			return true, d.leave(seg, d.removeWord(seg, h, no, b, off), nil)
+		case ended:
+			seg.mu.Unlock()
+			return false, nil
 		}
 		seg.mu.Unlock()
 	}
@@ -1164,14 +1186,35 @@ func (d *dict) deleteWord(key uint64) (ok bool, err error) {
 	return ok, err
 }
 
+// removeWord is remove of the word at off of page no, b, the first of its
+// bucket.
+func (d *dict) removeWord(seg *segment, h uint64, no pageNo, b *bucket, off int) error {
+	line := off &^ (lineSize - 1)
+	i := (off - lineSize) / wordSlot
+	if b.word(line+3*wordSlot) != 0 { // entries that lie further on may have to move here
+		return d.remove(d.table.Load(), seg, h, no, place{no: no, b: b, i: i})
+	}
+	last := off
+	for b.word(last+wordSlot) != 0 {
+		last += wordSlot
+	}
+	d.space.touch(no, 1<<(line>>lineShift))
+	seg.begin()
+	b.setWord(off, b.word(last))
+	b.setWord(off+8, b.word(last+8))
+	b.setWord(last, 0)
+	b.setWord(last+8, 0)
+	seg.end()
+	seg.count(-1)
+	if last == line && d.layout.worthMerging(b, i) {
+		return d.merge(d.table.Load(), seg, h, no)
+	}
+	return nil
+}
+
 // storeWord stores a word where that is simple: over another, or in an empty
 // slot near home.
-func (d *dict) storeWord(t *segmentTable, seg *segment, h, key, val uint64) bool {
-	no := seg.bucket(h)
-	b := (*bucket)(d.space.near(no))
-	if no < slotPages || b == nil {
-		return false
-	}
+func (d *dict) storeWord(seg *segment, no pageNo, b *bucket, h, key, val uint64) bool {
 	off := lineSize + home(h, lineCount)*lineSize
 	for range maxDistance + 1 {
 		// As in findWord, without a branch for each slot.
@@ -1196,7 +1239,7 @@ func (d *dict) storeWord(t *segmentTable, seg *segment, h, key, val uint64) bool
 			continue
 		}
 		isNew := b.word(off+at) == 0
-		d.a.space.touch(no, 1<<(off>>lineShift))
+		d.space.touch(no, 1<<(off>>lineShift))
 		if !wholeWords {
 			seg.begin()
 		}

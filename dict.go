@@ -6,6 +6,7 @@ import (
 	"errors"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -1315,6 +1316,8 @@ type cursor struct {
 	ahead    uint64 // buckets below this hash have been asked for
 	pages    []bucket
 	far      [][]byte
+	gathers  bool        // of words: copies entries, not pages
+	words    []wordEntry // the copy then
 	page     int
 	slot     int
 
@@ -1384,7 +1387,7 @@ func (c *cursor) fill() bool {
 	var lo, hi uint64
 	start := time.Now()
 	c.err = d.read(c.pos, func(t *segmentTable, seg *segment, s uint64) (err error) {
-		c.pages, c.far = c.pages[:0], c.far[:0:0]
+		c.pages, c.far, c.words = c.pages[:0], c.far[:0:0], c.words[:0]
 		lo, hi, err = c.copyBucket(t, seg, s)
 		return err
 	})
@@ -1447,10 +1450,14 @@ func (c *cursor) copyBucket(t *segmentTable, seg *segment, s uint64) (lo, hi uin
 		if err != nil {
 			return 0, 0, err
 		}
-		c.pages = append(c.pages, bucket{})
-		page := &c.pages[len(c.pages)-1]
-		page.copy(b, d.layout)
-		b = page
+		if c.gathers {
+			c.gather(b)
+		} else {
+			c.pages = append(c.pages, bucket{})
+			page := &c.pages[len(c.pages)-1]
+			page.copy(b, d.layout)
+			b = page
+		}
 		if link == 0 {
 			depth = b.depth()
 			if depth < int(t.bits) || depth > int(t.bits)+maxDepth || b.prefix() != prefixOf(c.pos, depth) {
@@ -1489,32 +1496,35 @@ func (c *cursor) copyFarKeys(b *bucket) error {
 	return nil
 }
 
-// eachWord calls fn with all entries of words, until it returns false.
-func (c *cursor) eachWord(fn func(key, val uint64) bool) error {
-	for c.fill() {
-		for p := range c.pages {
-			b := &c.pages[p]
-			if b.hasZero() {
-				if h := c.d.hashWord(0); h >= c.from && h <= c.to && !fn(0, b.word(zeroValueOff)) {
-					return nil
-				}
-			}
-			for off := lineSize; off < pageSize; off += wordSlot {
-				key := b.word(off)
-				if key == 0 {
-					off |= lineSize - wordSlot // the rest of the line is empty too
-					continue
-				}
-				if !c.whole {
-					if h := c.d.hashWord(key); h < c.from || h > c.to {
-						continue
-					}
-				}
-				if !fn(key, b.word(off+8)) {
-					return nil
-				}
-			}
-		}
+// A wordEntry is an entry of words.
+type wordEntry struct{ key, val uint64 }
+
+// gather copies the entries of a page of words, each key before its value: see
+// wholeWords.
+func (c *cursor) gather(b *bucket) {
+	if b.hasZero() {
+		c.words = append(c.words, wordEntry{0, b.word(zeroValueOff)})
 	}
-	return c.err
+	n := len(c.words)
+	c.words = slices.Grow(c.words, lineCount*lineSize/wordSlot)
+	words := c.words[:cap(c.words)]
+	for off := lineSize; off < pageSize; off += wordSlot {
+		e := &words[n]
+		if e.key = b.word(off); e.key == 0 {
+			off |= lineSize - wordSlot // the rest of the line is empty too
+			continue
+		}
+		e.val = b.word(off + 8)
+		n++
+	}
+	c.words = words[:n]
+}
+
+// wants says whether the hash of a word is in the range.
+func (c *cursor) wants(key uint64) bool {
+	if c.whole {
+		return true
+	}
+	h := c.d.hashWord(key)
+	return h >= c.from && h <= c.to
 }

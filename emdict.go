@@ -551,9 +551,15 @@ func (d *EMDict[K, V]) scan(keys, vals bool, yield func(K, V) bool) {
 
 func (d *EMDict[K, V]) scanCursor(c *cursor, keys, vals bool, yield func(K, V) bool) error {
 	if d.words {
-		return c.eachWord(func(k, v uint64) bool {
-			return yield(*(*K)(unsafe.Pointer(&k)), *(*V)(unsafe.Pointer(&v)))
-		})
+		c.gathers = true
+		for c.fill() {
+			for _, e := range c.words {
+				if c.wants(e.key) && !yield(*(*K)(unsafe.Pointer(&e.key)), *(*V)(unsafe.Pointer(&e.val))) {
+					return nil
+				}
+			}
+		}
+		return c.err
 	}
 	for c.next() {
 		k, v, ok, err := d.entry(c, keys, vals)
