@@ -957,7 +957,7 @@ const (
 )
 
 // peekWord is getWord where nothing is in the way: no writer, and the search
-// ends in the line where it begins. Nearly every lookup is one of these, and
+// ends near the line where it begins. Nearly every lookup is one of these, and
 // here fewer instructions are not only less time: the processor then sees more
 // lookups at once, and waits for the memory of all of them together. So
 // this calls nothing, which spares it a stack frame.
@@ -971,19 +971,24 @@ func (d *dict) peekWord(key uint64) (val uint64, is wordState) {
 	}
 	b := (*bucket)(unsafe.Add(d.space.page1, uintptr(no-1)<<pageShift))
 	off := lineSize + home(h, lineCount)*lineSize
-	last := b.word(off + 3*wordSlot)
-	i := whichIs(key, b.word(off), b.word(off+wordSlot), b.word(off+2*wordSlot), last)
-	switch {
-	case i != 0:
-		val, is = b.word(off+i*wordSlot-8), wordPresent
-	case last != 0:
-		return 0, wordUnknown
+	for range maxDistance + 1 {
+		last := b.word(off + 3*wordSlot)
+		i := whichIs(key, b.word(off), b.word(off+wordSlot), b.word(off+2*wordSlot), last)
+		if i != 0 || last == 0 {
+			if i != 0 {
+				val, is = b.word(off+i*wordSlot-8), wordPresent
+			}
+			readFence()
+			if seg.load() != s {
+				return 0, wordUnknown
+			}
+			return val, is
+		}
+		if off += lineSize; off == pageSize {
+			off = lineSize
+		}
 	}
-	readFence()
-	if seg.load() != s {
-		return 0, wordUnknown
-	}
-	return val, is
+	return 0, wordUnknown
 }
 
 // getWord is get for words.

@@ -762,9 +762,33 @@ func (d *dict) addFixed(seg *segment, p place, h uint64, key, val []byte) {
 }
 
 // storeSlotted stores an entry of a slotted bucket.
-func (d *dict) storeSlotted(t *segmentTable, seg *segment, h uint64, key, val []byte) (err error) {
+func (d *dict) storeSlotted(t *segmentTable, seg *segment, h uint64, key, val []byte) error {
+	f := d.layout.form(len(key), len(val))
+	head, err := d.headOf(t, seg, h)
+	if err != nil {
+		return err
+	}
+	p, found, err := d.locate(head, h, key, f.size)
+	if err != nil {
+		return err
+	}
+	if found {
+		// A value of the same size takes the place of the old one.
+		if _, at, end, far := d.layout.parts(p.b, entryOff(p.b, p.i)); far == 0 && end <= pageSize && end-at == len(val) {
+			d.space.touch(p.no, lineMask(at, len(val)))
+			seg.begin()
+			copy(p.b[at:end], val)
+			seg.end()
+			return nil
+		}
+	}
+	return d.storeEntry(t, seg, h, key, val, f, head, p, found)
+}
+
+// storeEntry is storeSlotted for an entry of form f, after locate has given p
+// and found for the bucket that begins with page head.
+func (d *dict) storeEntry(t *segmentTable, seg *segment, h uint64, key, val []byte, f slottedForm, head pageNo, p place, found bool) (err error) {
 	l := d.layout
-	f := l.form(len(key), len(val))
 	var keyRef, valRef, oldRef ref // oldRef: a far value that this one replaces
 	var made [2]ref                // to be freed on error
 	defer func() {
@@ -775,43 +799,32 @@ func (d *dict) storeSlotted(t *segmentTable, seg *segment, h uint64, key, val []
 			}
 		}
 	}()
+	if found {
+		old, _ := l.entry(p.b, entryOff(p.b, p.i))
+		if old.keyFar {
+			keyRef = p.b.refAt(old.key)
+		}
+		if old.valFar {
+			oldRef = p.b.refAt(old.val)
+		}
+		if old.valFar && f.valFar && len(val) <= maxInPlace {
+			return d.replaceFar(seg, p, old.val, oldRef, val)
+		}
+	} else if f.keyFar {
+		if keyRef, err = d.recs.put(key); err != nil {
+			return err
+		}
+		made[0] = keyRef
+	}
+	if f.valFar {
+		if valRef, err = d.recs.put(val); err != nil {
+			return err
+		}
+		made[1] = valRef
+	}
 	var buf [maxSlotted]byte
-	var entry []byte
+	entry := l.appendEntry(buf[:0], f, key, val, keyRef, valRef)
 	for {
-		head, err := d.headOf(t, seg, h)
-		if err != nil {
-			return err
-		}
-		p, found, err := d.locate(head, h, key, f.size)
-		if err != nil {
-			return err
-		}
-		if entry == nil {
-			if found {
-				old, _ := l.entry(p.b, entryOff(p.b, p.i))
-				if old.keyFar {
-					keyRef = p.b.refAt(old.key)
-				}
-				if old.valFar {
-					oldRef = p.b.refAt(old.val)
-				}
-				if old.valFar && f.valFar && len(val) <= maxInPlace {
-					return d.replaceFar(seg, p, old.val, oldRef, val)
-				}
-			} else if f.keyFar {
-				if keyRef, err = d.recs.put(key); err != nil {
-					return err
-				}
-				made[0] = keyRef
-			}
-			if f.valFar {
-				if valRef, err = d.recs.put(val); err != nil {
-					return err
-				}
-				made[1] = valRef
-			}
-			entry = l.appendEntry(buf[:0], f, key, val, keyRef, valRef)
-		}
 		done, err := d.placeSlotted(t, seg, h, head, p, found, entry)
 		if err != nil {
 			return err
@@ -822,6 +835,12 @@ func (d *dict) storeSlotted(t *segmentTable, seg *segment, h uint64, key, val []
 				seg.count(+1)
 			}
 			return d.recs.free(oldRef)
+		}
+		if head, err = d.headOf(t, seg, h); err != nil {
+			return err
+		}
+		if p, found, err = d.locate(head, h, key, f.size); err != nil {
+			return err
 		}
 	}
 }

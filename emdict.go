@@ -277,9 +277,14 @@ func (d *EMDict[K, V]) Set(k K, v V) error {
 }
 
 func (d *EMDict[K, V]) set(k *K, v *V) error {
-	if d.key.raw && d.val.raw {
-		_, _, err := d.d.change(changeSet, d.d.hash(memoryOf(k)), memoryOf(k), memoryOf(v), nil, nil)
-		return err
+	if key, is := d.keyBytes(k); is {
+		if val, is := d.valueBytes(v); is {
+			err := checkSizes(key, val)
+			if err == nil {
+				_, _, err = d.d.change(changeSet, d.d.hash(key), key, val, nil, nil)
+			}
+			return err
+		}
 	}
 	_, _, err := d.change(changeSet, k, v)
 	return err
@@ -452,8 +457,9 @@ func (d *EMDict[K, V]) compute(k *K, fn func(v V, ok bool) (V, Op)) (actual V, o
 	case OpKeep:
 		return actual, ok, d.d.overtaken(&held)
 	case OpStore:
-		if b.val, err = d.encodeValue(b, &v); err == nil {
-			_, _, err = d.d.change(changeSet, h, key, b.val, nil, &held)
+		var val []byte
+		if val, err = d.encodeValue(b, &v); err == nil {
+			_, _, err = d.d.change(changeSet, h, key, val, nil, &held)
 		}
 		if err != nil {
 			return none, false, err
@@ -679,6 +685,18 @@ func (d *EMDict[K, V]) keyBytes(k *K) (key []byte, is bool) {
 	return nil, false
 }
 
+// valueBytes is keyBytes of a value.
+func (d *EMDict[K, V]) valueBytes(v *V) (val []byte, is bool) {
+	switch {
+	case d.val.raw:
+		return memoryOf(v), true
+	case d.val.form == stringForm:
+		s := *asString(v)
+		return unsafe.Slice(unsafe.StringData(s), len(s)), true
+	}
+	return nil, false
+}
+
 // encodeKey returns the encoding of k, in b or where k's bytes lie.
 func (d *EMDict[K, V]) encodeKey(b *dictBuffers, k *K) ([]byte, error) {
 	b.key = b.key[:0]
@@ -696,7 +714,11 @@ func (d *EMDict[K, V]) appendKey(b *dictBuffers, k *K) ([]byte, error) {
 	return b.key[min(start, len(b.key)):], err
 }
 
+// encodeValue returns the encoding of v, in b or where v's bytes lie.
 func (d *EMDict[K, V]) encodeValue(b *dictBuffers, v *V) ([]byte, error) {
+	if val, is := d.valueBytes(v); is {
+		return val, checkSizes(nil, val)
+	}
 	var err error
 	if b.val, err = d.val.encode(b.val[:0], v); err != nil {
 		return nil, err
