@@ -1164,6 +1164,9 @@ func (d *dict) holdWord(h, key uint64) (by hold, val uint64, ok bool, err error)
 		}
 		seg.mu.Unlock()
 	}
+	if err = d.writable(); err != nil {
+		return by, 0, false, err
+	}
 	var k, v [8]byte
 	binary.LittleEndian.PutUint64(k[:], key)
 	by, _, ok, err = d.holdKey(h, k[:], v[:0])

@@ -419,14 +419,15 @@ func (d *EMDict[K, V]) change(kind changeKind, k *K, v *V) (old V, was bool, err
 // once, without a lock. If it panics, nothing changes. If a Rollback overtakes it,
 // its decision is dropped and Compute returns [ErrRolledBack].
 func (d *EMDict[K, V]) Compute(k K, fn func(v V, ok bool) (V, Op)) (actual V, ok bool, err error) {
-	actual, ok, err = d.compute(&k, fn)
+	if d.words {
+		actual, ok, err = d.computeWord(*(*uint64)(unsafe.Pointer(&k)), fn)
+	} else {
+		actual, ok, err = d.compute(&k, fn)
+	}
 	return actual, ok, d.error("compute", err)
 }
 
 func (d *EMDict[K, V]) compute(k *K, fn func(v V, ok bool) (V, Op)) (actual V, ok bool, err error) {
-	if d.words {
-		return d.computeWord(*(*uint64)(unsafe.Pointer(k)), fn)
-	}
 	var none V
 	b := d.buffers()
 	defer d.pool.Put(b)
@@ -476,9 +477,6 @@ func (d *EMDict[K, V]) compute(k *K, fn func(v V, ok bool) (V, Op)) (actual V, o
 // computeWord is compute for words.
 func (d *EMDict[K, V]) computeWord(key uint64, fn func(v V, ok bool) (V, Op)) (actual V, ok bool, err error) {
 	var none V
-	if err := d.d.writable(); err != nil {
-		return none, false, err
-	}
 	h := d.d.hashWord(key)
 	held, word, ok, err := d.d.holdWord(h, key)
 	if err != nil {
