@@ -47,6 +47,7 @@ type Arena struct {
 	rollbacks  atomic.Uint64
 	lastCommit error // of the last capture; guarded by turn
 
+	lent      atomic.Int64 // loops that lend memory
 	updater   atomic.Int64 // the goroutine whose Update runs, or 0
 	updateErr atomic.Pointer[error]
 
@@ -457,6 +458,9 @@ func (a *Arena) Rollback() error {
 	}
 	a.turn.Lock()
 	defer a.turn.Unlock()
+	if a.lent.Load() != 0 {
+		return a.opError("rollback", nil, 0, ErrLent)
+	}
 	return a.opError("rollback", nil, 0, a.rollbackNow())
 }
 
@@ -566,6 +570,9 @@ func (a *Arena) Close() error {
 	defer a.turn.Unlock()
 	if a.closed() {
 		return nil
+	}
+	if a.lent.Load() != 0 {
+		return a.opError("close", nil, 0, ErrLent)
 	}
 	err := errors.Join(a.dropHidden(), a.finish())
 	close(a.quit)

@@ -449,7 +449,7 @@ func (r *runReader) fill(size int) error {
 	return nil
 }
 
-// A scratchFile takes what a bulk load has no memory for. Its name, the
+// A scratchFile takes what a bulk load, or the sorting of a list, has no memory for. Its name, the
 // arena's with an ending and a number, is removed as soon as it is open, so that
 // the file goes with the process, however that ends. Where an open file
 // keeps its name (Windows), Open removes what a crash has left.
@@ -468,7 +468,13 @@ func (s *sorter) openScratch() (*scratchFile, error) {
 	if s.scratch != nil {
 		return s.scratch, nil
 	}
-	a := s.a
+	f, err := s.a.openScratch(min(scratchBlock, s.limit/4))
+	s.scratch = f
+	return f, err
+}
+
+// openScratch makes a scratch file that writes blocks of a size.
+func (a *Arena) openScratch(block int) (*scratchFile, error) {
 	a.openMu.Lock()
 	defer a.openMu.Unlock()
 	number := 0
@@ -484,8 +490,7 @@ func (s *sorter) openScratch() (*scratchFile, error) {
 		return nil, asFull(err)
 	}
 	a.scratches = append(a.scratches, number)
-	s.scratch = &scratchFile{a: a, f: f, number: number, named: a.fs.Remove(path) != nil, buf: make([]byte, 0, min(scratchBlock, s.limit/4))}
-	return s.scratch, nil
+	return &scratchFile{a: a, f: f, number: number, named: a.fs.Remove(path) != nil, buf: make([]byte, 0, block)}, nil
 }
 
 func (f *scratchFile) close() error {

@@ -500,6 +500,9 @@ func (a *Arena) Drop(name string) error {
 	}
 	a.turn.Lock()
 	defer a.turn.Unlock()
+	if a.lent.Load() != 0 {
+		return a.opError("drop", &handle{name: name}, 0, ErrLent)
+	}
 	return a.opError("drop", &handle{name: name}, 0, a.dropNamed(name))
 }
 

@@ -100,9 +100,9 @@
 //
 // # Values and types
 //
-// Everything is copied: a value that was returned belongs to the caller and
-// stays valid after Close, and changing it changes nothing in the file until it
-// is stored again.
+// Everything is copied, but for what [EMList.Views] lends: a value that was returned
+// belongs to the caller and stays valid after Close, and changing it changes
+// nothing in the file until it is stored again.
 //
 // Any type made of data needs no code. Booleans, numbers, times, and arrays and
 // structs of these have a fixed size in the file. Strings, slices, maps and pointers,

@@ -542,11 +542,7 @@ func (e *EMList[T]) All() iter.Seq2[int, T] {
 // Range is [EMList.All] for the elements [i, j). It panics unless
 // 0 <= i <= j <= Len.
 func (e *EMList[T]) Range(i, j int) iter.Seq2[int, T] {
-	if n, err := e.l.count(); err == nil {
-		if err := checkRange(i, j, n); err != nil {
-			panic(err)
-		}
-	}
+	e.l.checkRange(i, j)
 	return func(yield func(int, T) bool) {
 		n, err := e.l.count()
 		e.loop("range", err, i, min(j, n), 1, yield)
@@ -607,6 +603,18 @@ func (e *EMList[T]) visit(i, end, step int, yield func(int, T) bool) error {
 				return err
 			}
 			i = max(min(i, n-1), end)
+			continue
+		}
+		if e.raw && step > 0 {
+			k := 0
+			for ; k < r.n && (k == 0 || e.l.shape.n.Load() == r.stamp.shape && r.stamp.stripe.n.Load() == r.stamp.seen); k++ {
+				if !yield(i+k, r.raw[k]) {
+					return nil
+				}
+			}
+			if i += k; k < r.n {
+				r.want = 1
+			}
 			continue
 		}
 		k := 0

@@ -216,7 +216,7 @@ func (m *listModel[T]) stretch() (i, j int) {
 func (m *listModel[T]) step() string {
 	t, e, r := m.t, m.e, m.r
 	const limit = 20000
-	switch n := len(m.want); r.IntN(21) {
+	switch n := len(m.want); r.IntN(23) {
 	case 0, 1, 2:
 		s := m.some()
 		require.NoError(t, e.Append(s...))
@@ -371,8 +371,49 @@ func (m *listModel[T]) step() string {
 		require.NoError(t, e.Delete(0, n-10))
 		m.want = slices.Clone(m.want[n-10:])
 		return "shrink"
+	case 21:
+		if r.IntN(4) != 0 {
+			break
+		}
+		// By some of the bytes, so that many are equal.
+		shift := r.IntN(3)
+		key := func(v T) []byte {
+			b, err := e.codec.encode(nil, &v)
+			require.NoError(t, err)
+			return b[min(shift, len(b)):min(len(b), shift+1)]
+		}
+		compare := func(a, b T) int { return bytes.Compare(key(a), key(b)) }
+		require.NoError(t, e.SortFunc(compare))
+		m.want = slices.Clone(m.want)
+		slices.SortStableFunc(m.want, compare)
+		m.search(key)
+		return "sort"
+	case 22:
+		i, j := m.stretch()
+		k := i
+		for at, run := range e.Views(i, j) {
+			require.Equal(t, k, at)
+			require.NotEmpty(t, run)
+			require.True(t, reflect.DeepEqual(m.want[k:k+len(run):k+len(run)], slices.Clip(run)))
+			k += len(run)
+		}
+		require.Equal(t, j, k)
+		return "views"
 	}
 	return "nothing"
+}
+
+// search looks for some elements, and for what is not there, in a list sorted by key.
+func (m *listModel[T]) search(key func(T) []byte) {
+	for range 5 {
+		target := key(m.random(m.r))
+		compare := func(v T) int { return bytes.Compare(key(v), target) }
+		want, there := slices.BinarySearchFunc(m.want, target, func(v T, _ []byte) int { return compare(v) })
+		i, found, err := m.e.BinarySearchFunc(compare)
+		require.NoError(m.t, err)
+		require.Equal(m.t, want, i)
+		require.Equal(m.t, there, found)
+	}
 }
 
 func (m *listModel[T]) commitOrNot() string {

@@ -16,16 +16,21 @@ import (
 )
 
 // The Go code of README.md is copied from the examples, which run with the
-// tests. Of a whole program, main is.
+// tests, or from examples/graph. Of a whole program, main is.
 func TestREADMESnippets(t *testing.T) {
 	examples := flatten(read(t, "example_test.go"))
+	for _, name := range []string{"pagerank", "components", "bfs"} {
+		algorithm := flatten(read(t, "examples/graph/emgraph/"+name+".go"))
+		assert.Equal(t, 1, strings.Count(flatten(read(t, "README.md")), firstFunc(t, algorithm)), "README.md shows %s", name)
+		examples += algorithm
+	}
 	snippets := goSnippets(read(t, "README.md"))
 	require.NotEmpty(t, snippets)
 	for _, snippet := range snippets {
 		if strings.HasPrefix(snippet, "package main\n") {
 			snippet = mainBody(t, snippet)
 		}
-		assert.Contains(t, examples, flatten(snippet), "not in example_test.go")
+		assert.Contains(t, examples, flatten(snippet), "neither in example_test.go nor in examples/graph")
 	}
 }
 
@@ -34,6 +39,19 @@ func TestPackageCommentProgram(t *testing.T) {
 	file, err := parser.ParseFile(token.NewFileSet(), "doc.go", nil, parser.ParseComments|parser.PackageClauseOnly)
 	require.NoError(t, err)
 	assert.Contains(t, flatten(file.Doc.Text()), flatten(goSnippets(read(t, "README.md"))[0]))
+}
+
+// firstFunc returns the first function of a flattened source, which a reader can follow in 25 lines.
+func firstFunc(t *testing.T, source string) string {
+	_, rest, found := strings.Cut(source, "\nfunc ")
+	require.True(t, found)
+	body, _, found := strings.Cut(rest, "\n}\n\n")
+	if !found {
+		body = strings.TrimSuffix(rest, "\n}\n")
+	}
+	body = "func " + body + "\n}\n"
+	assert.LessOrEqual(t, strings.Count(body, "\n"), 25, "lines of %s", body)
+	return body
 }
 
 // mainBody returns the statements of main in a program, after a look whether

@@ -1,0 +1,434 @@
+package emd
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"slices"
+	"unsafe"
+)
+
+// SortFunc sorts the list as [slices.SortStableFunc] does: equal elements stay in
+// their order. It takes a quarter of Options.DirtyLimit of memory, 256 MiB at
+// most; of a list that needs more, sorted parts go to a scratch file beside the arena's and
+// are merged. Then the list is written anew, so readers see it before or
+// after, and an error or a panic of cmp changes nothing. Other changes of the list
+// wait. cmp must not call methods of it.
+func (e *EMList[T]) SortFunc(cmp func(a, b T) int) error {
+	return e.SortContext(context.Background(), cmp, nil)
+}
+
+// SortContext is [EMList.SortFunc] that ends with ctx's error when ctx does.
+// progress, if it is not nil, is told how much of the work is done.
+func (e *EMList[T]) SortContext(ctx context.Context, cmp func(a, b T) int, progress func(done, total int64)) error {
+	if progress == nil {
+		progress = func(int64, int64) {}
+	}
+	return e.l.result("sort", e.sort(&sorting[T]{e: e, ctx: ctx, cmp: cmp, progress: progress}))
+}
+
+func (e *EMList[T]) sort(s *sorting[T]) (err error) {
+	s.h = e.l.hold()
+	defer e.l.release()
+	if err := e.l.a.writable(); err != nil {
+		return err
+	}
+	n, err := e.l.count()
+	if err != nil || n < 2 || e.l.width == 0 {
+		return err
+	}
+	defer func() {
+		if s.scratch != nil {
+			err = errors.Join(err, s.scratch.close())
+		}
+	}()
+	return s.run(n)
+}
+
+// A sorting sorts a list that the caller holds, without a lock while cmp runs.
+// It moves slots; records stay where they are.
+type sorting[T any] struct {
+	e           *EMList[T]
+	ctx         context.Context
+	cmp         func(a, b T) int
+	progress    func(done, total int64)
+	done, total int64 // elements sorted, and merged
+	h           holding
+	memory      int
+	scratch     *scratchFile
+	buf         []byte // for records
+}
+
+const maxListSortMemory = 256 << 20
+
+// run sorts a list of n elements.
+func (s *sorting[T]) run(n int) error {
+	s.memory = int(min(max(s.e.l.a.limit/4, minSortMemory), maxListSortMemory))
+	s.total = 2 * int64(n)
+	var parts []part
+	var slots []byte
+	for i := 0; i < n; {
+		size, sorted, err := s.sortPart(i, n)
+		if err != nil {
+			return err
+		}
+		if size == n { // all of it fits into memory
+			slots = sorted
+			break
+		}
+		p, err := s.write(sorted)
+		if err != nil {
+			return err
+		}
+		parts = append(parts, p)
+		i += size
+	}
+	for len(parts) > 1 {
+		merged := parts[:0:0]
+		for some := range slices.Chunk(parts, s.fanIn()) {
+			p, err := s.merge(some)
+			if err != nil {
+				return err
+			}
+			merged = append(merged, p)
+		}
+		parts = merged
+	}
+	err := s.store(n, func(dst []byte, at int64) error {
+		if len(parts) == 0 {
+			copy(dst, slots[at:])
+			return s.ctx.Err()
+		}
+		_, err := s.scratch.read(dst, parts[0].off+at, len(dst))
+		return errors.Join(err, s.ctx.Err())
+	})
+	if err == nil {
+		s.progress(s.total, s.total)
+	}
+	return err
+}
+
+// A part is sorted slots in the scratch file.
+type part struct{ off, end int64 }
+
+// fanIn is how many parts are merged at once.
+func (s *sorting[T]) fanIn() int { return max(minFanIn, min(maxFanIn, s.memory/(64<<10))) }
+
+// step notes that n more elements are sorted or merged.
+func (s *sorting[T]) step(n int) error {
+	s.done = min(s.done+int64(n), s.total)
+	s.progress(s.done, s.total)
+	return s.ctx.Err()
+}
+
+// sortPart sorts elements from i on, as many as there is memory for, and returns
+// their slots.
+func (s *sorting[T]) sortPart(i, end int) (n int, slots []byte, err error) {
+	if s.e.raw {
+		// A merge takes half as much again.
+		run := make([]T, max(1, min(end-i, s.memory/3*2/int(s.e.l.width))))
+		if n, err = s.e.copyTo(run, i); err == nil && n < len(run) {
+			err = s.lost()
+		}
+		if err == nil {
+			err = mergeSort(run, make([]T, len(run)/2), s.cmp, s.step)
+		}
+		return n, bytesOf(run), err
+	}
+	keyed, slots, err := s.readKeyed(i, end)
+	if err != nil {
+		return 0, nil, err
+	}
+	byValue := func(a, b keyedSlot[T]) int { return s.cmp(a.value, b.value) }
+	if err := mergeSort(keyed, make([]keyedSlot[T], len(keyed)/2), byValue, s.step); err != nil {
+		return 0, nil, err
+	}
+	width := int(s.e.l.width)
+	sorted := make([]byte, 0, len(slots))
+	for _, k := range keyed {
+		sorted = append(sorted, slots[k.slot*width:][:width]...)
+	}
+	return len(keyed), sorted, nil
+}
+
+// A keyedSlot is an element that was decoded, and where its slot is.
+type keyedSlot[T any] struct {
+	value T
+	slot  int
+}
+
+// readKeyed reads slots from i on with their elements.
+func (s *sorting[T]) readKeyed(i, end int) (keyed []keyedSlot[T], slots []byte, err error) {
+	width := int(s.e.l.width)
+	some := make([]byte, width<<s.e.l.grain)
+	// Two slots, the pair and half of it, and what a decoded value holds, at a guess.
+	each := 2*width + 3*int(unsafe.Sizeof(keyedSlot[T]{}))/2
+	for taken := 0; i < end && (taken == 0 || taken < s.memory); {
+		n, _, err := s.e.l.run(some[:width*min(len(some)/width, end-i)], i, false)
+		if err != nil {
+			return nil, nil, err
+		}
+		if n == 0 {
+			return nil, nil, s.lost()
+		}
+		for k := range n {
+			v, size, err := s.decode(i+k, some[k*width:][:width])
+			if err != nil {
+				return nil, nil, err
+			}
+			keyed = append(keyed, keyedSlot[T]{v, len(keyed)})
+			taken += each + 2*size
+		}
+		slots = append(slots, some[:n*width]...)
+		i += n
+	}
+	return keyed, slots, nil
+}
+
+// decode returns the element in a slot, and the size of its record.
+func (s *sorting[T]) decode(i int, slot []byte) (v T, size int, err error) {
+	el := element{b: slot}
+	if s.e.l.refs {
+		x := ref(binary.LittleEndian.Uint64(slot))
+		if x == 0 {
+			return v, 0, nil
+		}
+		if s.buf, err = s.e.l.recs.get(s.buf[:0], x); err != nil {
+			return v, 0, err
+		}
+		el.b, size = s.buf, len(s.buf)
+	}
+	v, err = s.e.decode(i, el)
+	return v, size, err
+}
+
+// lost returns why elements of a list that is held are gone.
+func (s *sorting[T]) lost() error {
+	if err := s.e.l.overtaken(s.h); err != nil {
+		return err
+	}
+	return corrupt("list became shorter while it was sorted")
+}
+
+// write puts slots into the scratch file.
+func (s *sorting[T]) write(slots []byte) (part, error) {
+	if s.scratch == nil {
+		var err error
+		if s.scratch, err = s.e.l.a.openScratch(scratchBlock); err != nil {
+			return part{}, err
+		}
+	}
+	from := s.scratch.size
+	err := s.scratch.append(slots)
+	return part{from, s.scratch.size}, err
+}
+
+// merge makes one part of several.
+func (s *sorting[T]) merge(parts []part) (part, error) {
+	if len(parts) == 1 {
+		return parts[0], nil
+	}
+	width := int(s.e.l.width)
+	block := max(1, s.memory/(len(parts)+1)/width) * width
+	var heads []*head[T] // a heap; of equals the older part comes first
+	for age, p := range parts {
+		h := &head[T]{part: p, age: age, buf: make([]byte, 0, min(int64(block), p.end-p.off))}
+		if _, err := h.next(s); err != nil {
+			return part{}, err
+		}
+		heads = append(heads, h)
+	}
+	for i := len(heads)/2 - 1; i >= 0; i-- {
+		s.sink(heads, i)
+	}
+	merged := part{off: s.scratch.size}
+	out := make([]byte, 0, block)
+	for len(heads) > 0 {
+		h := heads[0]
+		if out = append(out, h.slot...); len(out)+width > cap(out) {
+			if err := s.flush(&out); err != nil {
+				return part{}, err
+			}
+		}
+		more, err := h.next(s)
+		if err != nil {
+			return part{}, err
+		}
+		if !more {
+			heads[0] = heads[len(heads)-1]
+			heads = heads[:len(heads)-1]
+		}
+		s.sink(heads, 0)
+	}
+	err := s.flush(&out)
+	merged.end = s.scratch.size
+	return merged, err
+}
+
+func (s *sorting[T]) flush(out *[]byte) error {
+	err := s.scratch.append(*out)
+	if err == nil {
+		err = s.step(len(*out) / int(s.e.l.width))
+	}
+	*out = (*out)[:0]
+	return err
+}
+
+// sink moves the head at i down to its place in the heap.
+func (s *sorting[T]) sink(heads []*head[T], i int) {
+	for {
+		least := i
+		for c := 2*i + 1; c <= 2*i+2 && c < len(heads); c++ {
+			if s.before(heads[c], heads[least]) {
+				least = c
+			}
+		}
+		if least == i {
+			return
+		}
+		heads[i], heads[least] = heads[least], heads[i]
+		i = least
+	}
+}
+
+func (s *sorting[T]) before(a, b *head[T]) bool {
+	c := s.cmp(a.value, b.value)
+	return c < 0 || c == 0 && a.age < b.age
+}
+
+// A head is the next element of a part that is being merged.
+type head[T any] struct {
+	part  part // what is not in buf yet
+	age   int
+	buf   []byte
+	pos   int
+	slot  []byte
+	value T
+}
+
+// next moves on; it is false at the end.
+func (h *head[T]) next(s *sorting[T]) (more bool, err error) {
+	if h.pos == len(h.buf) {
+		if h.part.off == h.part.end {
+			return false, nil
+		}
+		size := min(int64(cap(h.buf)), h.part.end-h.part.off)
+		if h.buf, err = s.scratch.read(h.buf, h.part.off, int(size)); err != nil {
+			return false, err
+		}
+		h.part.off += int64(len(h.buf))
+		h.pos = 0
+	}
+	width := int(s.e.l.width)
+	h.slot = h.buf[h.pos : h.pos+width]
+	h.pos += width
+	if s.e.raw {
+		copy(memoryOf(&h.value), h.slot)
+		return true, nil
+	}
+	h.value, _, err = s.decode(0, h.slot)
+	return err == nil, err
+}
+
+// store makes the slots that read returns those of the list. It locks.
+func (s *sorting[T]) store(n int, read func(dst []byte, at int64) error) error {
+	l := s.e.l
+	err := l.enterFor(true, func() (int64, error) { return l.rewriteCost(), l.overtaken(s.h) })
+	if err != nil {
+		return err
+	}
+	defer l.leave()
+	first := l.first.Load()
+	w, err := l.rewrite(first, first+uint64(n), func(w *rewriting, dst, n uint64) error {
+		m, err := w.slots(dst, n)
+		if err != nil {
+			return err
+		}
+		return read(m, int64((dst-first)*l.width))
+	})
+	if err != nil {
+		return err
+	}
+	return l.reshape(w.adopt)
+}
+
+// mergeSort sorts items, equal ones in their order, with room for half of them.
+// step is told about parts of them that are sorted.
+func mergeSort[S any](items, room []S, cmp func(a, b S) int, step func(n int) error) error {
+	const stepLen = 1 << 16
+	if len(items) <= stepLen {
+		mergeSortShort(items, room, cmp)
+		return step(len(items))
+	}
+	mid := len(items) / 2
+	if err := mergeSort(items[:mid], room, cmp, step); err != nil {
+		return err
+	}
+	if err := mergeSort(items[mid:], room, cmp, step); err != nil {
+		return err
+	}
+	mergeHalves(items, mid, room, cmp)
+	return nil
+}
+
+func mergeSortShort[S any](items, room []S, cmp func(a, b S) int) {
+	const insertionLen = 12
+	if len(items) > insertionLen {
+		mid := len(items) / 2
+		mergeSortShort(items[:mid], room, cmp)
+		mergeSortShort(items[mid:], room, cmp)
+		mergeHalves(items, mid, room, cmp)
+		return
+	}
+	for i := 1; i < len(items); i++ {
+		v, k := items[i], i
+		for ; k > 0 && cmp(v, items[k-1]) < 0; k-- {
+			items[k] = items[k-1]
+		}
+		items[k] = v
+	}
+}
+
+// mergeHalves sorts items, whose halves are sorted. room holds half of them.
+func mergeHalves[S any](items []S, mid int, room []S, cmp func(a, b S) int) {
+	if cmp(items[mid-1], items[mid]) <= 0 {
+		return
+	}
+	left, right := room[:copy(room, items[:mid])], items[mid:]
+	out := items[:0]
+	for len(left) > 0 && len(right) > 0 {
+		if cmp(right[0], left[0]) < 0 {
+			out = append(out, right[0])
+			right = right[1:]
+		} else {
+			out = append(out, left[0])
+			left = left[1:]
+		}
+	}
+	copy(items[len(out):], left) // what remains of right is in its place
+}
+
+// BinarySearchFunc searches a sorted list. cmp returns a negative number for
+// elements that come before what is sought, a positive one for those behind, and
+// 0 for a match. i is the first match, or where one would be inserted.
+func (e *EMList[T]) BinarySearchFunc(cmp func(v T) int) (i int, found bool, err error) {
+	end, err := e.l.count()
+	for i < end && err == nil {
+		mid := int(uint(i+end) / 2)
+		el, failed := e.l.lookup(nil, mid)
+		if failed != nil || !el.ok { // or the list is shorter now
+			end, err = mid, failed
+			continue
+		}
+		v, failed := e.decode(mid, el)
+		if err = failed; err != nil {
+			break
+		}
+		if c := cmp(v); c < 0 {
+			i = mid + 1
+		} else {
+			end, found = mid, c == 0
+		}
+	}
+	return i, found && err == nil, e.l.result("binarysearch", err)
+}

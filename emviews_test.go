@@ -1,0 +1,125 @@
+package emd
+
+import (
+	"testing"
+	"unsafe"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestViews(t *testing.T) {
+	t.Parallel()
+	e := listOf[uint64](t, testArena(t, tiny()), nil)
+	want := make([]uint64, 100_000)
+	for i := range want {
+		want[i] = uint64(i) * 3
+	}
+	require.NoError(t, e.Append(want...))
+	require.NoError(t, e.Delete(0, 1000))
+	require.NoError(t, e.Resize(120_000))
+	want = append(want[1000:], make([]uint64, 21_000)...)
+	runs := 0
+	next := 5
+	for i, run := range e.Views(5, len(want)-5) {
+		require.Equal(t, next, i)
+		require.Equal(t, want[i:i+len(run)], run)
+		next += len(run)
+		runs++
+	}
+	require.NoError(t, e.Err())
+	require.Equal(t, len(want)-5, next)
+	require.Less(t, runs, 200, "runs are long")
+	for range e.Views(7, 7) {
+		t.Error("an empty range has a run")
+	}
+	for _, run := range e.Views(0, 2000) {
+		for _, again := range e.Views(0, 2000) {
+			require.Same(t, unsafe.SliceData(run), unsafe.SliceData(again), "memory of the file, not a copy")
+			break
+		}
+		break
+	}
+	for _, r := range [][2]int{{-1, 3}, {3, 2}, {0, 120_001}} {
+		assert.Panics(t, func() { e.Views(r[0], r[1]) }, r)
+	}
+}
+
+// A loop whose list becomes shorter stops.
+func TestViewsOfShrinkingList(t *testing.T) {
+	t.Parallel()
+	testViewsShrinking(t, func(i int) uint64 { return uint64(i) })
+	testViewsShrinking(t, func(i int) string { return string(rune('a' + i%20)) })
+}
+
+func testViewsShrinking[T any](t *testing.T, element func(i int) T) {
+	e := listOf[T](t, testArena(t, tiny()), nil)
+	var want []T
+	for i := range 20_000 {
+		want = append(want, element(i))
+	}
+	require.NoError(t, e.Append(want...))
+	seen := 0
+	for i, run := range e.Views(0, e.Len()) {
+		if i == 0 {
+			require.NoError(t, e.Resize(10_000))
+		}
+		seen = i + len(run)
+	}
+	require.NoError(t, e.Err())
+	require.Equal(t, 10_000, seen)
+	loop := e.Views(0, e.Len())
+	require.NoError(t, e.Clear())
+	for range loop {
+		t.Error("runs of an empty list")
+	}
+	require.NoError(t, e.Arena().Close())
+	for range loop {
+		t.Error("runs of a closed list")
+	}
+	require.ErrorIs(t, e.Err(), ErrClosed)
+}
+
+func TestViewsLend(t *testing.T) {
+	t.Parallel()
+	a := testArena(t, testOptions{})
+	e := listOf[uint64](t, a, nil)
+	require.NoError(t, e.Append(1, 2, 3))
+	for name, call := range map[string]func() error{
+		"close": a.Close, "rollback": a.Rollback, "drop": func() error { return a.Drop("list") },
+	} {
+		for range e.Views(0, 3) {
+			isError(t, call(), a.path, ErrLent)
+		}
+		func() {
+			defer func() { require.Equal(t, errRefused, recover(), name) }()
+			for range e.Views(0, 3) {
+				panic(errRefused)
+			}
+		}()
+	}
+	requireSame(t, []uint64{1, 2, 3}, e)
+	for range e.Views(0, 3) {
+		require.NoError(t, e.Set(0, 7))
+		require.NoError(t, a.Sync())
+		require.NoError(t, a.Update(func() error { return e.Append(4) }))
+	}
+	requireSame(t, []uint64{7, 2, 3, 4}, e)
+	require.NoError(t, a.Rollback(), "lent no more")
+	require.NoError(t, a.Drop("list"))
+	require.NoError(t, a.Close())
+}
+
+func TestViewsNoAllocation(t *testing.T) {
+	e := listOf[numbered](t, testArena(t, testOptions{}), nil)
+	require.NoError(t, e.Append(make([]numbered, 1000)...))
+	var sum uint32
+	allocs := testing.AllocsPerRun(100, func() {
+		for _, run := range e.Views(10, 20) {
+			for _, v := range run {
+				sum += v.Key
+			}
+		}
+	})
+	assert.Zero(t, allocs)
+}
