@@ -681,10 +681,15 @@ func (a *Arena) Stats() Stats {
 // admit lets a change begin that may add cost bytes of private memory, and
 // makes room for it if need be (R11). The caller holds no lock.
 func (a *Arena) admit(cost int64) error {
-	if a.status.Load() == 0 && a.space.private.Load()+cost <= a.limit {
+	if a.admits(cost) {
 		return nil
 	}
 	return a.admitSlow(cost)
+}
+
+// admits says that admit would let the change begin at once.
+func (a *Arena) admits(cost int64) bool {
+	return a.status.Load() == 0 && a.space.private.Load()+cost <= a.limit
 }
 
 func (a *Arena) admitSlow(cost int64) error {

@@ -362,19 +362,19 @@ func (d *dict) equal(b *bucket, i int, key []byte) bool {
 		off := l.slotsOff + i*l.slot
 		return bytes.Equal(b[off:off+l.keySize], key)
 	}
-	e, ok := l.entry(b, entryOff(b, i))
-	if !ok {
+	at, val, end, far := l.parts(b, entryOff(b, i))
+	if end > pageSize {
 		return false
 	}
-	if !e.keyFar {
-		return bytes.Equal(b[e.key:e.key+e.keyLen], key)
+	if far&keyIsFar == 0 {
+		return string(b[at:val]) == string(key)
 	}
-	x := b.refAt(e.key)
+	x := b.refAt(at)
 	if x.len() != len(key) {
 		return false
 	}
-	far, err := d.recs.bytes(x)
-	return err == nil && bytes.Equal(far, key)
+	record, err := d.recs.bytes(x)
+	return err == nil && bytes.Equal(record, key)
 }
 
 // A slottedEntry is an entry of a slotted bucket: where key and value, or
@@ -389,50 +389,59 @@ type slottedEntry struct {
 
 // entry reads the entry at off, and says whether it lies in the page.
 func (l *layout) entry(b *bucket, off int) (e slottedEntry, ok bool) {
-	if off < bucketHeader {
-		return e, false
-	}
-	e.keyLen, e.keyFar = l.keySize, l.farKey
-	if l.keySize < 0 {
-		if e.keyLen, e.keyFar, off = b.size(off); off < 0 {
-			return e, false
-		}
-	} else if l.farKey {
-		e.keyLen = farSize
-	}
-	e.valLen, e.valFar = l.valSize, l.farVal
-	if l.valSize < 0 {
-		if e.valLen, e.valFar, off = b.size(off); off < 0 {
-			return e, false
-		}
-	} else if l.farVal {
-		e.valLen = farSize
-	}
-	e.key = off
-	e.val = off + e.keyLen
-	e.end = e.val + e.valLen
+	var far uint32
+	e.key, e.val, e.end, far = l.parts(b, off)
+	e.keyLen, e.valLen = e.val-e.key, e.end-e.val
+	e.keyFar, e.valFar = far&keyIsFar != 0, far&valIsFar != 0
 	return e, e.end <= pageSize
 }
 
-// size reads a uvarint of a size and its far bit, and returns the offset
-// behind it, -1 if there is no such number. A far part takes farSize.
-func (b *bucket) size(off int) (n int, far bool, next int) {
-	if off+2 > pageSize {
-		// A size of one byte may be the last byte of the page.
-		if off >= pageSize || b[off] >= 0x80 {
-			return 0, false, -1
+const (
+	keyIsFar = 1 << iota
+	valIsFar
+)
+
+// parts returns where key and value of the entry at off begin, where it ends,
+// behind the page if it does not lie there, and what of it is far. The sizes
+// are read once, for they may be changing.
+func (l *layout) parts(b *bucket, off int) (key, val, end int, far uint32) {
+	if off < bucketHeader {
+		return 0, 0, pageSize + 1, 0
+	}
+	at := min(off, pageSize-4)
+	sizes := binary.LittleEndian.Uint32((*[4]byte)(unsafe.Add(unsafe.Pointer(b), at))[:]) >> (8 * uint(off-at)) // zeros behind the page
+	keySize, valSize := l.keySize, l.valSize
+	if keySize < 0 {
+		n := sizes & 0x7f
+		if sizes&0x80 != 0 {
+			n |= sizes >> 8 & 0xff << 7
+			sizes >>= 8
+			off++
 		}
-	}
-	v := int(b[off])
-	off++
-	if v >= 0x80 {
-		v = v&0x7f | int(b[off])<<7
+		sizes >>= 8
 		off++
+		keySize = int(n >> 1)
+		if n&1 != 0 {
+			keySize, far = farSize, keyIsFar
+		}
+	} else if l.farKey {
+		keySize, far = farSize, keyIsFar
 	}
-	if v&1 != 0 {
-		return farSize, true, off
+	if valSize < 0 {
+		n := sizes & 0x7f
+		if sizes&0x80 != 0 {
+			n |= sizes >> 8 & 0xff << 7
+			off++
+		}
+		off++
+		valSize = int(n >> 1)
+		if n&1 != 0 {
+			valSize, far = farSize, far|valIsFar
+		}
+	} else if l.farVal {
+		valSize, far = farSize, far|valIsFar
 	}
-	return v >> 1, false, off
+	return off, off + keySize, off + keySize + valSize, far
 }
 
 func (b *bucket) refAt(off int) ref { return ref(binary.LittleEndian.Uint64(b[off:])) }
@@ -481,7 +490,7 @@ func sizeLen(n int, far bool) int {
 	return 2
 }
 
-// appendSize appends what bucket.size reads.
+// appendSize appends a size as layout.parts reads it.
 func appendSize(dst []byte, n int, far bool) []byte {
 	if far {
 		return append(dst, 1)
@@ -521,13 +530,22 @@ func (l *layout) used(b *bucket, i int) bool {
 
 // next returns the first used slot from i on, -1 if there is none.
 func (l *layout) next(b *bucket, i int) int {
-	n := l.slotsOf(b)
 	if l.kind == layoutLines {
-		n++
-	}
-	for ; i < n; i++ {
-		if l.used(b, i) {
+		for ; i < l.slots; i = (i | (l.perGroup - 1)) + 1 { // behind an empty slot its line is empty
+			if l.lineKey(b, l.slotOff(i)) != 0 {
+				return i
+			}
+		}
+		if i == l.slots && b.hasZero() {
 			return i
+		}
+		return -1
+	}
+	for n := l.slotsOf(b); i < n; i = (i | (ctrlGroup - 1)) + 1 {
+		if used := l.ctrlWord(b, i/ctrlGroup) & highBits >> (i % ctrlGroup * 8); used != 0 {
+			if i += bits.TrailingZeros64(used) / 8; i < n {
+				return i
+			}
 		}
 	}
 	return -1
@@ -845,6 +863,76 @@ func (d *dict) clearSlot(no pageNo, b *bucket, i int) {
 	clear(b[last : last+l.slot])
 }
 
+// peek finds the value of key where nothing is in the way: no writer, and key
+// and value lie in the first page of their bucket. Nearly every lookup is one
+// of these. The value is lent, memory of the page: what is made of it, and
+// that the key is absent, counts only if seg.undisturbed(s) then says so.
+func (d *dict) peek(h uint64, key []byte) (val []byte, seg *segment, s uint64, is wordState) {
+	seg = d.table.Load().segment(h)
+	s = seg.load()
+	no, same := seg.bucketAt(h, s)
+	if !same || s&1 != 0 || !optimistic || no < slotPages {
+		return nil, seg, s, wordUnknown
+	}
+	b := (*bucket)(d.space.near(no))
+	if b == nil {
+		return nil, seg, s, wordUnknown
+	}
+	if d.layout.kind == layoutSlotted {
+		val, is = d.layout.peekSlotted(b, h, key)
+		return val, seg, s, is
+	}
+	l := d.layout
+	i, _, found := d.find(b, h, key)
+	switch {
+	case found:
+		at := l.slotOff(i)
+		return b[at+l.keySize : at+l.slot : at+l.slot], seg, s, wordPresent
+	case i >= 0:
+		return nil, seg, s, wordAbsent
+	}
+	return nil, seg, s, wordUnknown
+}
+
+// peekSlotted is find and valueAt in one, for the page of a slotted bucket
+// where key should be.
+func (l *layout) peekSlotted(b *bucket, h uint64, key []byte) (val []byte, is wordState) {
+	groups := l.groupsOf(b)
+	g := home(h, groups)
+	for range groups {
+		at := bucketHeader + g*slotGroup
+		w := b.word(at)
+		for m := matches(w, fingerprint(h)); m != 0; m &= m - 1 {
+			k, v, end, far := l.parts(b, entryOff(b, g*ctrlGroup+bits.TrailingZeros64(m)/8))
+			switch {
+			case far&keyIsFar != 0:
+				return nil, wordUnknown
+			case end > pageSize || string(b[k:v]) != string(key):
+			case far != 0:
+				return nil, wordUnknown
+			default:
+				return b[v:end:end], wordPresent
+			}
+		}
+		if empties(w) != 0 {
+			break
+		}
+		if g++; g == groups {
+			g = 0
+		}
+	}
+	if b.next() != 0 {
+		return nil, wordUnknown
+	}
+	return nil, wordAbsent
+}
+
+// undisturbed says that what was read since the counter was s was not changing.
+func (seg *segment) undisturbed(s uint64) bool {
+	readFence()
+	return seg.load() == s
+}
+
 // Words: keys and values of 8 bytes each are the commonest and get code of
 // their own for the layout of lines, four slots to a line, unrolled.
 
@@ -869,7 +957,7 @@ const (
 )
 
 // peekWord is getWord where nothing is in the way: no writer, and the search
-// ends in the line where it begins. Nearly every lookup is one of these, and
+// ends near the line where it begins. Nearly every lookup is one of these, and
 // here fewer instructions are not only less time: the processor then sees more
 // lookups at once, and waits for the memory of all of them together. So
 // this calls nothing, which spares it a stack frame.
@@ -883,19 +971,24 @@ func (d *dict) peekWord(key uint64) (val uint64, is wordState) {
 	}
 	b := (*bucket)(unsafe.Add(d.space.page1, uintptr(no-1)<<pageShift))
 	off := lineSize + home(h, lineCount)*lineSize
-	last := b.word(off + 3*wordSlot)
-	i := whichIs(key, b.word(off), b.word(off+wordSlot), b.word(off+2*wordSlot), last)
-	switch {
-	case i != 0:
-		val, is = b.word(off+i*wordSlot-8), wordPresent
-	case last != 0:
-		return 0, wordUnknown
+	for range maxDistance + 1 {
+		last := b.word(off + 3*wordSlot)
+		i := whichIs(key, b.word(off), b.word(off+wordSlot), b.word(off+2*wordSlot), last)
+		if i != 0 || last == 0 {
+			if i != 0 {
+				val, is = b.word(off+i*wordSlot-8), wordPresent
+			}
+			readFence()
+			if seg.load() != s {
+				return 0, wordUnknown
+			}
+			return val, is
+		}
+		if off += lineSize; off == pageSize {
+			off = lineSize
+		}
 	}
-	readFence()
-	if seg.load() != s {
-		return 0, wordUnknown
-	}
-	return val, is
+	return 0, wordUnknown
 }
 
 // getWord is get for words.
@@ -992,26 +1085,64 @@ func (b *bucket) copy(src *bucket, l *layout) {
 	}
 }
 
+// lockWord takes the lock under which the key of words with hash h is changed,
+// for the callback whose hold is by, nil if there is none, and returns the
+// first page of its bucket. It does so where nothing is in the way, as nearly
+// always; otherwise seg is nil and nothing is locked.
+func (d *dict) lockWord(h uint64, by *hold) (seg *segment, no pageNo, b *bucket) {
+	t := d.table.Load()
+	seg = t.segment(h)
+	flat := d.space.flat.Load()
+	if optimistic {
+		// The line comes while the lock is taken.
+		if no, same := seg.bucketAt(h, seg.load()); same && no-1 < flat {
+			prefetch(unsafe.Add(d.space.page1, uintptr(no-1)<<pageShift+uintptr(lineSize+home(h, lineCount)*lineSize)))
+		}
+	}
+	if !d.a.admits(d.cost.Load()) {
+		return nil, 0, nil
+	}
+	seg.mu.Lock()
+	clear := len(seg.busy) == 0
+	if by != nil {
+		clear = by.epoch == d.epoch.Load()
+	}
+	if clear && d.table.Load() == t && d.active.Load() && d.state.Load() == stateOpen && d.hdr != 0 {
+		if no = seg.bucket(h); no >= slotPages && no-1 < flat {
+			return seg, no, (*bucket)(unsafe.Add(d.space.page1, uintptr(no-1)<<pageShift))
+		}
+	}
+	seg.mu.Unlock()
+	return nil, 0, nil
+}
+
 // setWord is a changeSet of words.
 func (d *dict) setWord(key, val uint64) error {
 	h := d.hashWord(key)
-	d.prefetch(h)
-	return d.storeHeld(h, key, val, nil)
+	if seg, no, b := d.lockWord(h, nil); seg != nil {
+		stored := key != 0 && d.storeWord(seg, no, b, h, key, val)
+		seg.mu.Unlock()
+		if stored {
+			return nil
+		}
+	}
+	return d.setWordSlow(h, key, val, nil)
 }
 
 // storeHeld is setWord of a key whose hash is h, for the callback whose hold is
-// by; nil if there is none.
+// by.
 func (d *dict) storeHeld(h, key, val uint64, by *hold) error {
-	if key != 0 {
-		t, seg, err := d.enter(h, 16, by)
-		if err != nil {
-			return err
-		}
-		if d.storeWord(t, seg, h, key, val) {
+	if seg, no, b := d.lockWord(h, by); seg != nil {
+		stored := key != 0 && d.storeWord(seg, no, b, h, key, val)
+		if stored {
 			return d.leave(seg, nil, by)
 		}
 		seg.mu.Unlock()
 	}
+	return d.setWordSlow(h, key, val, by)
+}
+
+func (d *dict) setWordSlow(h, key, val uint64, by *hold) error {
 	var k, v [8]byte
 	binary.LittleEndian.PutUint64(k[:], key)
 	binary.LittleEndian.PutUint64(v[:], val)
@@ -1021,23 +1152,21 @@ func (d *dict) storeHeld(h, key, val uint64, by *hold) error {
 
 // holdWord is holdKey for words.
 func (d *dict) holdWord(h, key uint64) (by hold, val uint64, ok bool, err error) {
-	d.prefetch(h)
-	_, seg := d.lockSegment(h, false)
-	if key != 0 && d.state.Load() == stateOpen && d.hdr != 0 {
-		no := seg.bucket(h)
-		if b := (*bucket)(d.space.near(no)); b != nil && no >= slotPages {
-			if off, ended := b.findWord(h, key); ended {
-				if off != 0 {
-					val = b.word(off + 8)
-				}
-				seg.setBusy(h, h, nil)
-				by = hold{lo: h, hi: h, epoch: d.epoch.Load()}
-				seg.mu.Unlock()
-				return by, val, off != 0, nil
+	if seg, _, b := d.lockWord(h, nil); seg != nil {
+		if off, ended := b.findWord(h, key); ended && key != 0 {
+			if off != 0 {
+				val = b.word(off + 8)
 			}
+			seg.setBusy(h, h, nil)
+			by = hold{lo: h, hi: h, epoch: d.epoch.Load()}
+			seg.mu.Unlock()
+			return by, val, off != 0, nil
 		}
+		seg.mu.Unlock()
 	}
-	seg.mu.Unlock()
+	if err = d.writable(); err != nil {
+		return by, 0, false, err
+	}
 	var k, v [8]byte
 	binary.LittleEndian.PutUint64(k[:], key)
 	by, _, ok, err = d.holdKey(h, k[:], v[:0])
@@ -1047,23 +1176,15 @@ func (d *dict) holdWord(h, key uint64) (by hold, val uint64, ok bool, err error)
 // deleteWord is a changeRemove of words.
 func (d *dict) deleteWord(key uint64) (ok bool, err error) {
 	h := d.hashWord(key)
-	if key != 0 {
-		d.prefetch(h)
-		t, seg, err := d.enter(h, 0, nil)
-		if err != nil {
-			return false, err
-		}
-		no := seg.bucket(h)
-		if b := (*bucket)(d.space.near(no)); b != nil && no >= slotPages {
-			off, ended := b.findWord(h, key)
-			if off != 0 {
-				p := place{no: no, b: b, i: (off - lineSize) / wordSlot}
-				return true, d.leave(seg, d.remove(t, seg, h, no, p), nil)
-			}
-			if ended {
-				seg.mu.Unlock()
-				return false, nil
-			}
+	if seg, no, b := d.lockWord(h, nil); seg != nil {
+		off, ended := b.findWord(h, key)
+		switch {
+		case key == 0:
+		case off != 0:
+			return true, d.leave(seg, d.removeWord(seg, h, no, b, off), nil)
+		case ended:
+			seg.mu.Unlock()
+			return false, nil
 		}
 		seg.mu.Unlock()
 	}
@@ -1073,14 +1194,35 @@ func (d *dict) deleteWord(key uint64) (ok bool, err error) {
 	return ok, err
 }
 
+// removeWord is remove of the word at off of page no, b, the first of its
+// bucket.
+func (d *dict) removeWord(seg *segment, h uint64, no pageNo, b *bucket, off int) error {
+	line := off &^ (lineSize - 1)
+	i := (off - lineSize) / wordSlot
+	if b.word(line+3*wordSlot) != 0 { // entries that lie further on may have to move here
+		return d.remove(d.table.Load(), seg, h, no, place{no: no, b: b, i: i})
+	}
+	last := off
+	for b.word(last+wordSlot) != 0 {
+		last += wordSlot
+	}
+	d.space.touch(no, 1<<(line>>lineShift))
+	seg.begin()
+	b.setWord(off, b.word(last))
+	b.setWord(off+8, b.word(last+8))
+	b.setWord(last, 0)
+	b.setWord(last+8, 0)
+	seg.end()
+	seg.count(-1)
+	if last == line && d.layout.worthMerging(b, i) {
+		return d.merge(d.table.Load(), seg, h, no)
+	}
+	return nil
+}
+
 // storeWord stores a word where that is simple: over another, or in an empty
 // slot near home.
-func (d *dict) storeWord(t *segmentTable, seg *segment, h, key, val uint64) bool {
-	no := seg.bucket(h)
-	b := (*bucket)(d.space.near(no))
-	if no < slotPages || b == nil {
-		return false
-	}
+func (d *dict) storeWord(seg *segment, no pageNo, b *bucket, h, key, val uint64) bool {
 	off := lineSize + home(h, lineCount)*lineSize
 	for range maxDistance + 1 {
 		// As in findWord, without a branch for each slot.
@@ -1105,7 +1247,7 @@ func (d *dict) storeWord(t *segmentTable, seg *segment, h, key, val uint64) bool
 			continue
 		}
 		isNew := b.word(off+at) == 0
-		d.a.space.touch(no, 1<<(off>>lineShift))
+		d.space.touch(no, 1<<(off>>lineShift))
 		if !wholeWords {
 			seg.begin()
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -761,9 +762,33 @@ func (d *dict) addFixed(seg *segment, p place, h uint64, key, val []byte) {
 }
 
 // storeSlotted stores an entry of a slotted bucket.
-func (d *dict) storeSlotted(t *segmentTable, seg *segment, h uint64, key, val []byte) (err error) {
+func (d *dict) storeSlotted(t *segmentTable, seg *segment, h uint64, key, val []byte) error {
+	f := d.layout.form(len(key), len(val))
+	head, err := d.headOf(t, seg, h)
+	if err != nil {
+		return err
+	}
+	p, found, err := d.locate(head, h, key, f.size)
+	if err != nil {
+		return err
+	}
+	if found {
+		// A value of the same size takes the place of the old one.
+		if _, at, end, far := d.layout.parts(p.b, entryOff(p.b, p.i)); far == 0 && end <= pageSize && end-at == len(val) {
+			d.space.touch(p.no, lineMask(at, len(val)))
+			seg.begin()
+			copy(p.b[at:end], val)
+			seg.end()
+			return nil
+		}
+	}
+	return d.storeEntry(t, seg, h, key, val, f, head, p, found)
+}
+
+// storeEntry is storeSlotted for an entry of form f, after locate has given p
+// and found for the bucket that begins with page head.
+func (d *dict) storeEntry(t *segmentTable, seg *segment, h uint64, key, val []byte, f slottedForm, head pageNo, p place, found bool) (err error) {
 	l := d.layout
-	f := l.form(len(key), len(val))
 	var keyRef, valRef, oldRef ref // oldRef: a far value that this one replaces
 	var made [2]ref                // to be freed on error
 	defer func() {
@@ -774,43 +799,32 @@ func (d *dict) storeSlotted(t *segmentTable, seg *segment, h uint64, key, val []
 			}
 		}
 	}()
+	if found {
+		old, _ := l.entry(p.b, entryOff(p.b, p.i))
+		if old.keyFar {
+			keyRef = p.b.refAt(old.key)
+		}
+		if old.valFar {
+			oldRef = p.b.refAt(old.val)
+		}
+		if old.valFar && f.valFar && len(val) <= maxInPlace {
+			return d.replaceFar(seg, p, old.val, oldRef, val)
+		}
+	} else if f.keyFar {
+		if keyRef, err = d.recs.put(key); err != nil {
+			return err
+		}
+		made[0] = keyRef
+	}
+	if f.valFar {
+		if valRef, err = d.recs.put(val); err != nil {
+			return err
+		}
+		made[1] = valRef
+	}
 	var buf [maxSlotted]byte
-	var entry []byte
+	entry := l.appendEntry(buf[:0], f, key, val, keyRef, valRef)
 	for {
-		head, err := d.headOf(t, seg, h)
-		if err != nil {
-			return err
-		}
-		p, found, err := d.locate(head, h, key, f.size)
-		if err != nil {
-			return err
-		}
-		if entry == nil {
-			if found {
-				old, _ := l.entry(p.b, entryOff(p.b, p.i))
-				if old.keyFar {
-					keyRef = p.b.refAt(old.key)
-				}
-				if old.valFar {
-					oldRef = p.b.refAt(old.val)
-				}
-				if old.valFar && f.valFar && len(val) <= maxInPlace {
-					return d.replaceFar(seg, p, old.val, oldRef, val)
-				}
-			} else if f.keyFar {
-				if keyRef, err = d.recs.put(key); err != nil {
-					return err
-				}
-				made[0] = keyRef
-			}
-			if f.valFar {
-				if valRef, err = d.recs.put(val); err != nil {
-					return err
-				}
-				made[1] = valRef
-			}
-			entry = l.appendEntry(buf[:0], f, key, val, keyRef, valRef)
-		}
 		done, err := d.placeSlotted(t, seg, h, head, p, found, entry)
 		if err != nil {
 			return err
@@ -821,6 +835,12 @@ func (d *dict) storeSlotted(t *segmentTable, seg *segment, h uint64, key, val []
 				seg.count(+1)
 			}
 			return d.recs.free(oldRef)
+		}
+		if head, err = d.headOf(t, seg, h); err != nil {
+			return err
+		}
+		if p, found, err = d.locate(head, h, key, f.size); err != nil {
+			return err
 		}
 	}
 }
@@ -1315,6 +1335,8 @@ type cursor struct {
 	ahead    uint64 // buckets below this hash have been asked for
 	pages    []bucket
 	far      [][]byte
+	gathers  bool        // of words: copies entries, not pages
+	words    []wordEntry // the copy then
 	page     int
 	slot     int
 
@@ -1384,7 +1406,7 @@ func (c *cursor) fill() bool {
 	var lo, hi uint64
 	start := time.Now()
 	c.err = d.read(c.pos, func(t *segmentTable, seg *segment, s uint64) (err error) {
-		c.pages, c.far = c.pages[:0], c.far[:0:0]
+		c.pages, c.far, c.words = c.pages[:0], c.far[:0:0], c.words[:0]
 		lo, hi, err = c.copyBucket(t, seg, s)
 		return err
 	})
@@ -1447,10 +1469,14 @@ func (c *cursor) copyBucket(t *segmentTable, seg *segment, s uint64) (lo, hi uin
 		if err != nil {
 			return 0, 0, err
 		}
-		c.pages = append(c.pages, bucket{})
-		page := &c.pages[len(c.pages)-1]
-		page.copy(b, d.layout)
-		b = page
+		if c.gathers {
+			c.gather(b)
+		} else {
+			c.pages = append(c.pages, bucket{})
+			page := &c.pages[len(c.pages)-1]
+			page.copy(b, d.layout)
+			b = page
+		}
 		if link == 0 {
 			depth = b.depth()
 			if depth < int(t.bits) || depth > int(t.bits)+maxDepth || b.prefix() != prefixOf(c.pos, depth) {
@@ -1489,32 +1515,35 @@ func (c *cursor) copyFarKeys(b *bucket) error {
 	return nil
 }
 
-// eachWord calls fn with all entries of words, until it returns false.
-func (c *cursor) eachWord(fn func(key, val uint64) bool) error {
-	for c.fill() {
-		for p := range c.pages {
-			b := &c.pages[p]
-			if b.hasZero() {
-				if h := c.d.hashWord(0); h >= c.from && h <= c.to && !fn(0, b.word(zeroValueOff)) {
-					return nil
-				}
-			}
-			for off := lineSize; off < pageSize; off += wordSlot {
-				key := b.word(off)
-				if key == 0 {
-					off |= lineSize - wordSlot // the rest of the line is empty too
-					continue
-				}
-				if !c.whole {
-					if h := c.d.hashWord(key); h < c.from || h > c.to {
-						continue
-					}
-				}
-				if !fn(key, b.word(off+8)) {
-					return nil
-				}
-			}
-		}
+// A wordEntry is an entry of words.
+type wordEntry struct{ key, val uint64 }
+
+// gather copies the entries of a page of words, each key before its value: see
+// wholeWords.
+func (c *cursor) gather(b *bucket) {
+	if b.hasZero() {
+		c.words = append(c.words, wordEntry{0, b.word(zeroValueOff)})
 	}
-	return c.err
+	n := len(c.words)
+	c.words = slices.Grow(c.words, lineCount*lineSize/wordSlot)
+	words := c.words[:cap(c.words)]
+	for off := lineSize; off < pageSize; off += wordSlot {
+		e := &words[n]
+		if e.key = b.word(off); e.key == 0 {
+			off |= lineSize - wordSlot // the rest of the line is empty too
+			continue
+		}
+		e.val = b.word(off + 8)
+		n++
+	}
+	c.words = words[:n]
+}
+
+// wants says whether the hash of a word is in the range.
+func (c *cursor) wants(key uint64) bool {
+	if c.whole {
+		return true
+	}
+	h := c.d.hashWord(key)
+	return h >= c.from && h <= c.to
 }

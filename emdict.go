@@ -165,8 +165,14 @@ func (d *EMDict[K, V]) get(k *K, v *V, ok *bool) (err error) {
 		*word, *ok, err = d.d.getWord(*(*uint64)(unsafe.Pointer(k)))
 		return err
 	}
-	if d.key.raw && d.val.raw {
-		return d.getRaw(d.d.hash(memoryOf(k)), memoryOf(k), v, ok)
+	if key, is := d.keyBytes(k); is {
+		h := d.d.hash(key)
+		if d.peek(h, key, v, ok) {
+			return nil
+		}
+		if d.val.raw || d.val.form == stringForm {
+			return d.getEncoded(nil, h, key, v, ok)
+		}
 	}
 	b := d.buffers()
 	defer d.pool.Put(b)
@@ -177,14 +183,43 @@ func (d *EMDict[K, V]) get(k *K, v *V, ok *bool) (err error) {
 	return d.getEncoded(b, d.d.hash(key), key, v, ok)
 }
 
+// peek is get where nothing is in the way and the value's encoding is what lies
+// in memory. Otherwise it says no, and leaves *v and *ok zero.
+func (d *EMDict[K, V]) peek(h uint64, key []byte, v *V, ok *bool) bool {
+	val, seg, s, is := d.d.peek(h, key)
+	switch {
+	case is == wordUnknown:
+		return false
+	case is == wordAbsent:
+		return seg.undisturbed(s)
+	case d.val.form == stringForm:
+		text := string(val)
+		if !seg.undisturbed(s) {
+			return false
+		}
+		*asString(v) = text
+	case d.val.raw && len(val) == d.val.size:
+		copy(memoryOf(v), val)
+		if !seg.undisturbed(s) {
+			var none V
+			*v = none
+			return false
+		}
+	default:
+		return false
+	}
+	*ok = true
+	return true
+}
+
 // getEncoded is get for the hash and the encoding of a key. *v and *ok are
-// zero.
+// zero. b may be nil where the value's encoding is what lies in memory.
 func (d *EMDict[K, V]) getEncoded(b *dictBuffers, h uint64, key []byte, v *V, ok *bool) (err error) {
 	if len(key) > maxKeySize {
 		return d.d.a.check(&d.d.handle)
 	}
 	switch {
-	case d.key.raw && d.val.raw:
+	case d.val.raw:
 		return d.getRaw(h, key, v, ok)
 	case d.val.form == stringForm:
 		// The copy made under validation becomes the string.
@@ -203,7 +238,7 @@ func (d *EMDict[K, V]) getEncoded(b *dictBuffers, h uint64, key []byte, v *V, ok
 	return err
 }
 
-// getRaw is getEncoded where keys and values are as in memory.
+// getRaw is getEncoded where values are as in memory.
 func (d *EMDict[K, V]) getRaw(h uint64, key []byte, v *V, ok *bool) (err error) {
 	_, *ok, err = d.d.get(memoryOf(v)[:0], h, key)
 	if !*ok {
@@ -242,9 +277,14 @@ func (d *EMDict[K, V]) Set(k K, v V) error {
 }
 
 func (d *EMDict[K, V]) set(k *K, v *V) error {
-	if d.key.raw && d.val.raw {
-		_, _, err := d.d.change(changeSet, d.d.hash(memoryOf(k)), memoryOf(k), memoryOf(v), nil, nil)
-		return err
+	if key, is := d.keyBytes(k); is {
+		if val, is := d.valueBytes(v); is {
+			err := checkSizes(key, val)
+			if err == nil {
+				_, _, err = d.d.change(changeSet, d.d.hash(key), key, val, nil, nil)
+			}
+			return err
+		}
 	}
 	_, _, err := d.change(changeSet, k, v)
 	return err
@@ -379,14 +419,15 @@ func (d *EMDict[K, V]) change(kind changeKind, k *K, v *V) (old V, was bool, err
 // once, without a lock. If it panics, nothing changes. If a Rollback overtakes it,
 // its decision is dropped and Compute returns [ErrRolledBack].
 func (d *EMDict[K, V]) Compute(k K, fn func(v V, ok bool) (V, Op)) (actual V, ok bool, err error) {
-	actual, ok, err = d.compute(&k, fn)
+	if d.words {
+		actual, ok, err = d.computeWord(*(*uint64)(unsafe.Pointer(&k)), fn)
+	} else {
+		actual, ok, err = d.compute(&k, fn)
+	}
 	return actual, ok, d.error("compute", err)
 }
 
 func (d *EMDict[K, V]) compute(k *K, fn func(v V, ok bool) (V, Op)) (actual V, ok bool, err error) {
-	if d.words {
-		return d.computeWord(*(*uint64)(unsafe.Pointer(k)), fn)
-	}
 	var none V
 	b := d.buffers()
 	defer d.pool.Put(b)
@@ -417,8 +458,9 @@ func (d *EMDict[K, V]) compute(k *K, fn func(v V, ok bool) (V, Op)) (actual V, o
 	case OpKeep:
 		return actual, ok, d.d.overtaken(&held)
 	case OpStore:
-		if b.val, err = d.encodeValue(b, &v); err == nil {
-			_, _, err = d.d.change(changeSet, h, key, b.val, nil, &held)
+		var val []byte
+		if val, err = d.encodeValue(b, &v); err == nil {
+			_, _, err = d.d.change(changeSet, h, key, val, nil, &held)
 		}
 		if err != nil {
 			return none, false, err
@@ -435,9 +477,6 @@ func (d *EMDict[K, V]) compute(k *K, fn func(v V, ok bool) (V, Op)) (actual V, o
 // computeWord is compute for words.
 func (d *EMDict[K, V]) computeWord(key uint64, fn func(v V, ok bool) (V, Op)) (actual V, ok bool, err error) {
 	var none V
-	if err := d.d.writable(); err != nil {
-		return none, false, err
-	}
 	h := d.d.hashWord(key)
 	held, word, ok, err := d.d.holdWord(h, key)
 	if err != nil {
@@ -516,9 +555,15 @@ func (d *EMDict[K, V]) scan(keys, vals bool, yield func(K, V) bool) {
 
 func (d *EMDict[K, V]) scanCursor(c *cursor, keys, vals bool, yield func(K, V) bool) error {
 	if d.words {
-		return c.eachWord(func(k, v uint64) bool {
-			return yield(*(*K)(unsafe.Pointer(&k)), *(*V)(unsafe.Pointer(&v)))
-		})
+		c.gathers = true
+		for c.fill() {
+			for _, e := range c.words {
+				if c.wants(e.key) && !yield(*(*K)(unsafe.Pointer(&e.key)), *(*V)(unsafe.Pointer(&e.val))) {
+					return nil
+				}
+			}
+		}
+		return c.err
 	}
 	for c.next() {
 		k, v, ok, err := d.entry(c, keys, vals)
@@ -626,6 +671,30 @@ func (b *dictBuffers) trim() {
 	}
 }
 
+// keyBytes returns the encoding of k where that is what lies in memory.
+func (d *EMDict[K, V]) keyBytes(k *K) (key []byte, is bool) {
+	switch {
+	case d.key.raw:
+		return memoryOf(k), true
+	case d.key.form == stringForm:
+		s := *asString(k)
+		return unsafe.Slice(unsafe.StringData(s), len(s)), true
+	}
+	return nil, false
+}
+
+// valueBytes is keyBytes of a value.
+func (d *EMDict[K, V]) valueBytes(v *V) (val []byte, is bool) {
+	switch {
+	case d.val.raw:
+		return memoryOf(v), true
+	case d.val.form == stringForm:
+		s := *asString(v)
+		return unsafe.Slice(unsafe.StringData(s), len(s)), true
+	}
+	return nil, false
+}
+
 // encodeKey returns the encoding of k, in b or where k's bytes lie.
 func (d *EMDict[K, V]) encodeKey(b *dictBuffers, k *K) ([]byte, error) {
 	b.key = b.key[:0]
@@ -634,12 +703,8 @@ func (d *EMDict[K, V]) encodeKey(b *dictBuffers, k *K) ([]byte, error) {
 
 // appendKey is encodeKey that leaves the keys in b as they are.
 func (d *EMDict[K, V]) appendKey(b *dictBuffers, k *K) ([]byte, error) {
-	switch {
-	case d.key.raw:
-		return memoryOf(k), nil
-	case d.key.form == stringForm:
-		s := *asString(k)
-		return unsafe.Slice(unsafe.StringData(s), len(s)), nil
+	if key, is := d.keyBytes(k); is {
+		return key, nil
 	}
 	start := len(b.key)
 	var err error
@@ -647,7 +712,11 @@ func (d *EMDict[K, V]) appendKey(b *dictBuffers, k *K) ([]byte, error) {
 	return b.key[min(start, len(b.key)):], err
 }
 
+// encodeValue returns the encoding of v, in b or where v's bytes lie.
 func (d *EMDict[K, V]) encodeValue(b *dictBuffers, v *V) ([]byte, error) {
+	if val, is := d.valueBytes(v); is {
+		return val, checkSizes(nil, val)
+	}
 	var err error
 	if b.val, err = d.val.encode(b.val[:0], v); err != nil {
 		return nil, err

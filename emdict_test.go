@@ -236,6 +236,7 @@ func testDictModel[K, V comparable](t *testing.T, keys int, key func(r *rand.Ran
 	seed := rand.Uint64()
 	for name, mask := range hashMasks {
 		t.Run(fmt.Sprintf("hash=%s/seed=%d", name, seed), func(t *testing.T) {
+			t.Parallel()
 			steps := keys * 3
 			if mask != ^uint64(0) {
 				steps /= 8

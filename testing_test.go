@@ -2,12 +2,25 @@ package emd
 
 import (
 	"bytes"
+	"flag"
 	"io"
+	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 )
+
+// TestMain switches memory profiles off unless one is asked for: values nested in random ways allocate from so many different
+// stacks that the collector, which looks at each of them, would take nine tenths of the time.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if flag.Lookup("test.memprofile").Value.String() == "" {
+		runtime.MemProfileRate = 0
+	}
+	os.Exit(m.Run())
+}
 
 // testOptions choose how a test arena is made. The zero value is mapped
 // memory with the default limits; under the race detector it is heap memory,
