@@ -1,7 +1,6 @@
 package emgraph
 
 import (
-	"errors"
 	"slices"
 
 	"github.com/emd-go/emd"
@@ -65,7 +64,7 @@ func Neighbours(edges *emd.EMList[Edge], index *emd.EMList[uint64], v uint32, st
 		level = sorted(next)
 		all = sorted(append(all, level...))
 	}
-	return all, errors.Join(edges.Err())
+	return all, edges.Err()
 }
 
 // sorted returns the nodes in order, each once.
