@@ -216,7 +216,7 @@ func (m *listModel[T]) stretch() (i, j int) {
 func (m *listModel[T]) step() string {
 	t, e, r := m.t, m.e, m.r
 	const limit = 20000
-	switch n := len(m.want); r.IntN(23) {
+	switch n := len(m.want); r.IntN(24) {
 	case 0, 1, 2:
 		s := m.some()
 		require.NoError(t, e.Append(s...))
@@ -399,6 +399,32 @@ func (m *listModel[T]) step() string {
 		}
 		require.Equal(t, j, k)
 		return "views"
+	case 23:
+		i, j := m.stretch()
+		k, stop := i, i+r.IntN(2*(j-i)+1)
+		err := e.Mutate(i, j, func(at int, run []T) error {
+			require.Equal(t, k, at)
+			require.NotEmpty(t, run)
+			require.True(t, reflect.DeepEqual(m.want[k:k+len(run):k+len(run)], slices.Clip(run)))
+			refused := at > stop
+			for range 1 + len(run)/16 {
+				v, n := m.random(r), r.IntN(len(run))
+				if run[n] = v; !refused {
+					m.want[at+n] = v
+				}
+			}
+			if refused {
+				return errRefused
+			}
+			k += len(run)
+			return nil
+		})
+		if k < j {
+			require.ErrorIs(t, err, errRefused)
+		} else {
+			require.NoError(t, err)
+		}
+		return "mutate"
 	}
 	return "nothing"
 }

@@ -128,7 +128,7 @@ func (s *sorting[T]) sortPart(i, end int) (n int, slots []byte, err error) {
 		// A merge takes half as much again.
 		run := make([]T, max(1, min(end-i, s.memory/3*2/int(s.e.l.width))))
 		if n, err = s.e.copyTo(run, i); err == nil && n < len(run) {
-			err = s.lost()
+			err = s.e.l.lostTo(s.h)
 		}
 		if err == nil {
 			err = mergeSort(run, make([]T, len(run)/2), s.cmp, s.step)
@@ -169,7 +169,7 @@ func (s *sorting[T]) readKeyed(i, end int) (keyed []keyedSlot[T], slots []byte, 
 			return nil, nil, err
 		}
 		if n == 0 {
-			return nil, nil, s.lost()
+			return nil, nil, s.e.l.lostTo(s.h)
 		}
 		for k := range n {
 			v, size, err := s.decode(i+k, some[k*width:][:width])
@@ -200,14 +200,6 @@ func (s *sorting[T]) decode(i int, slot []byte) (v T, size int, err error) {
 	}
 	v, err = s.e.decode(i, el)
 	return v, size, err
-}
-
-// lost returns why elements of a list that is held are gone.
-func (s *sorting[T]) lost() error {
-	if err := s.e.l.overtaken(s.h); err != nil {
-		return err
-	}
-	return corrupt("list became shorter while it was sorted")
 }
 
 // write puts slots into the scratch file.

@@ -1,6 +1,7 @@
 package emd
 
 import (
+	"bytes"
 	"iter"
 	"unsafe"
 )
@@ -91,6 +92,144 @@ func (e *EMList[T]) lendDecoded(i, j int, yield func(int, []T) bool) error {
 
 // maxDecoded is how many elements are decoded for one run.
 const maxDecoded = 256
+
+// Mutate calls fn with the elements [i, j) in runs, each with the index of its
+// first, and stores what fn makes of them. It panics unless 0 <= i <= j <= Len.
+//
+// A run is a copy of its elements, in a slice that is used again: so readers and
+// commits see it before or after fn, and only the lines of 64 bytes that fn
+// has changed are written. The error of fn ends the loop and is returned; the
+// run that it had, or in which it has panicked, stays as it was, those before
+// are stored. Other changes of the list wait; fn must not call methods of it. Meanwhile
+// [Arena.Close], [Arena.Rollback] and [Arena.Drop] are [ErrLent].
+func (e *EMList[T]) Mutate(i, j int, fn func(i int, run []T) error) error {
+	return e.l.result("mutate", e.mutate(i, j, fn))
+}
+
+func (e *EMList[T]) mutate(i, j int, fn func(i int, run []T) error) error {
+	if err := e.l.a.check(&e.l.handle); err != nil {
+		return err
+	}
+	e.l.a.lent.Add(1)
+	defer e.l.a.lent.Add(-1)
+	h := e.l.hold()
+	defer e.l.release()
+	if err := e.l.a.writable(); err != nil {
+		return err
+	}
+	n, err := e.l.count()
+	if err == nil {
+		err = checkRange(i, j, n)
+	}
+	if err != nil || i == j {
+		return err
+	}
+	var v T
+	run := make([]T, min(j-i, max(1, mutateRun/max(1, int(unsafe.Sizeof(v))))))
+	s := newScratch()
+	defer s.done()
+	for i < j {
+		run = run[:min(len(run), j-i)]
+		if n, err := e.copyTo(run, i); err != nil {
+			return err
+		} else if n < len(run) {
+			return e.l.lostTo(h)
+		}
+		if err := fn(i, run); err != nil {
+			return err
+		}
+		if err := e.replace(s, i, run, h); err != nil {
+			return err
+		}
+		i += len(run)
+	}
+	return nil
+}
+
+// mutateRun is how many bytes of elements Mutate takes at once: they stay in
+// the cache until they are stored.
+const mutateRun = 64 << 10
+
+// replace stores a run of elements of a list that is held, where they differ.
+func (e *EMList[T]) replace(s *scratch, i int, run []T, h holding) error {
+	if e.raw {
+		return e.l.replaceSlots(i, bytesOf(run), uint64(len(run)), h)
+	}
+	s.b, s.ends = s.b[:0], s.ends[:0]
+	if !e.l.refs {
+		if err := e.encodeAll(s, run); err != nil {
+			return err
+		}
+		return e.l.replaceSlots(i, s.b, uint64(len(run)), h)
+	}
+	var never T
+	for k := range run {
+		s.b, s.ends = s.b[:0], s.ends[:0]
+		if err := e.encode(s, &run[k]); err != nil {
+			return err
+		}
+		n := len(s.b)
+		el, err := e.l.get(s.b, i+k) // behind the new one
+		if err == nil && el.zero {
+			el.b, err = e.codec.encode(s.b, &never)
+		}
+		if err == nil {
+			if s.b = el.b[:n]; bytes.Equal(s.b, el.b[n:]) {
+				continue
+			}
+			err = e.l.setRecord(i+k, s.b, &h)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// replaceSlots stores n slots from element i on. Lines that stay as they are
+// are not marked. It locks.
+func (l *list) replaceSlots(i int, b []byte, n uint64, h holding) error {
+	if l.width == 0 {
+		return nil
+	}
+	p := h.first + uint64(i)
+	err := l.enterFor(true, func() (int64, error) {
+		return l.growth(p, p+n) + l.smallCost() + int64(len(b)), l.overtaken(h)
+	})
+	if err != nil {
+		return err
+	}
+	defer l.leave()
+	if l.present(p, p+n) < int64(len(b)) && !zeroBytes(b) {
+		if err := l.reserve(p, p+n); err != nil {
+			return err
+		}
+	}
+	return l.reshape(func() error {
+		return l.eachExtent(p, p+n, func(q uint64, m []byte) error {
+			t := l.table.Load()
+			k, at := t.locate(q)
+			off := uint64(t.entry(k))<<pageShift + at*t.width
+			for from, b := 0, b[(q-p)*l.width:]; from < len(m); {
+				to := min(len(m), from+lineSize-int(off+uint64(from))%lineSize)
+				if !bytes.Equal(m[from:to], b[from:to]) {
+					l.a.space.mark(off+uint64(from), to-from)
+					copy(m[from:to], b[from:to])
+				}
+				from = to
+			}
+			return nil
+		})
+	})
+}
+
+// lostTo returns why a list that is held has become shorter.
+func (l *list) lostTo(h holding) error {
+	if err := l.overtaken(h); err != nil {
+		return err
+	}
+	return corrupt("list became shorter while it was held")
+}
 
 // checkRange panics about a bad range of an open list.
 func (l *list) checkRange(i, j int) {

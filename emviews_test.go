@@ -1,7 +1,9 @@
 package emd
 
 import (
+	"strings"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/stretchr/testify/assert"
@@ -122,4 +124,125 @@ func TestViewsNoAllocation(t *testing.T) {
 		}
 	})
 	assert.Zero(t, allocs)
+}
+
+// What fn panics about, or returns an error for, stays as it was; what it has
+// finished is stored.
+func TestMutate(t *testing.T) {
+	t.Parallel()
+	testMutate(t, func(i int) uint64 { return uint64(i) + 1 })
+	testMutate(t, func(i int) numbered { return numbered{Key: uint32(i) + 1} })
+	testMutate(t, func(i int) padded { return padded{A: i%2 == 0, B: uint64(i) + 1} })
+	testMutate(t, func(i int) string { return strings.Repeat("x", i%50+1) })
+}
+
+func testMutate[T comparable](t *testing.T, element func(i int) T) {
+	a := testArena(t, tiny())
+	e := listOf[T](t, a, nil)
+	var want []T
+	for i := range 50_000 {
+		want = append(want, element(i))
+	}
+	require.NoError(t, e.Append(want...))
+	var none T
+	change := func(i int, run []T) {
+		for k := 0; k < len(run); k += 7 {
+			run[k], want[i+k] = none, none
+		}
+	}
+	runs := 0
+	err := e.Mutate(3, 40_000, func(i int, run []T) error {
+		if runs++; runs == 3 {
+			clear(run)
+			return errRefused
+		}
+		change(i, run)
+		return nil
+	})
+	require.ErrorIs(t, err, errRefused)
+	requireSame(t, want, e)
+	require.PanicsWithValue(t, errRefused, func() {
+		_ = e.Mutate(0, e.Len(), func(i int, run []T) error {
+			if i > 0 {
+				clear(run)
+				panic(errRefused)
+			}
+			change(i, run)
+			return nil
+		})
+	})
+	requireSame(t, want, e)
+	require.NoError(t, a.Sync())
+	require.NoError(t, e.Mutate(0, e.Len(), func(i int, run []T) error {
+		clear(run)
+		require.Zero(t, want[0])
+		v, err := e.Get(i + 1)
+		require.NoError(t, err)
+		require.Equal(t, want[i+1], v, "the run is a copy")
+		return nil
+	}))
+	requireSame(t, make([]T, len(want)), e)
+	for _, r := range [][2]int{{-1, 3}, {3, 2}, {0, len(want) + 1}} {
+		require.Panics(t, func() { _ = e.Mutate(r[0], r[1], nil) })
+	}
+	require.NoError(t, e.Mutate(5, 5, nil))
+	require.NoError(t, e.Clear())
+	require.NoError(t, e.Resize(1_000_000))
+	size := a.space.private.Load()
+	require.NoError(t, e.Mutate(0, e.Len(), func(int, []T) error { return nil }))
+	require.LessOrEqual(t, a.space.private.Load(), size+4*pageSize, "zeros take no space")
+	require.NoError(t, a.Close())
+	isError(t, e.Mutate(0, 1, nil), a.path, ErrClosed)
+}
+
+// Only lines that change are written.
+func TestMutateMarksLines(t *testing.T) {
+	t.Parallel()
+	a := testArena(t, testOptions{})
+	e := listOf[uint64](t, a, nil)
+	require.NoError(t, e.Append(make([]uint64, 100_000)...))
+	require.NoError(t, a.Sync())
+	a.turn.Lock()
+	require.NoError(t, a.checkpoint())
+	a.turn.Unlock()
+	before := a.space.private.Load()
+	require.NoError(t, e.Mutate(0, e.Len(), func(i int, run []uint64) error {
+		for k := range run {
+			run[k] = 0
+		}
+		if i == 0 {
+			run[100] = 1
+		}
+		return nil
+	}))
+	require.EqualValues(t, pageSize, a.space.private.Load()-before)
+	v, err := e.Get(100)
+	require.NoError(t, err)
+	require.EqualValues(t, 1, v)
+}
+
+func TestMutateLends(t *testing.T) {
+	t.Parallel()
+	a := testArena(t, testOptions{})
+	e := listOf[uint64](t, a, nil)
+	other := listOf2[uint64](t, a, "other")
+	require.NoError(t, e.Append(1, 2, 3))
+	set := make(chan error)
+	require.NoError(t, e.Mutate(0, 3, func(_ int, run []uint64) error {
+		for _, err := range []error{a.Close(), a.Rollback(), a.Drop("list")} {
+			isError(t, err, a.path, ErrLent)
+		}
+		run[0] = 7
+		go func() { set <- e.Set(0, 9) }()
+		select {
+		case <-set:
+			t.Error("a Set did not wait")
+		case <-time.After(10 * time.Millisecond):
+		}
+		require.NoError(t, other.Append(run...))
+		return a.Sync()
+	}))
+	require.NoError(t, <-set)
+	requireSame(t, []uint64{9, 2, 3}, e)
+	requireSame(t, []uint64{7, 2, 3}, other)
 }

@@ -628,7 +628,7 @@ func refBytes(x ref) (b [8]byte) {
 // set replaces element i. It locks.
 func (l *list) set(i int, b []byte) error {
 	if l.refs {
-		return l.setRecord(i, b)
+		return l.setRecord(i, b, nil)
 	}
 	if err := l.enter(l.smallCost()); err != nil {
 		return err
@@ -663,9 +663,13 @@ func (l *list) setReserved(i int, b []byte) error {
 	return l.put(p, b)
 }
 
-func (l *list) setRecord(i int, b []byte) error {
-	err := l.enterFor(false, func() (int64, error) {
+// setRecord is set for a record, by whoever holds the list if h is not nil.
+func (l *list) setRecord(i int, b []byte, h *holding) error {
+	err := l.enterFor(h != nil, func() (int64, error) {
 		p, err := l.slot(i)
+		if h != nil && err == nil {
+			err = l.overtaken(*h)
+		}
 		return l.growth(p, p+1) + 2*l.smallCost() + l.a.costOf(len(b)), err
 	})
 	if err != nil {
