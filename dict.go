@@ -767,6 +767,9 @@ func (d *dict) storeSlotted(t *segmentTable, seg *segment, h uint64, key, val []
 	var keyRef, valRef, oldRef ref // oldRef: a far value that this one replaces
 	var made [2]ref                // to be freed on error
 	defer func() {
+		if oldRef != 0 {
+			seg.replaced.Add(1)
+		}
 		if err != nil {
 			err = errors.Join(err, d.recs.free(made[0]), d.recs.free(made[1]))
 			if errors.Is(err, errFanOut) {
@@ -793,6 +796,7 @@ func (d *dict) storeSlotted(t *segmentTable, seg *segment, h uint64, key, val []
 				}
 				if old.valFar {
 					oldRef = p.b.refAt(old.val)
+					seg.replaced.Add(1)
 				}
 				if old.valFar && f.valFar && len(val) <= maxInPlace {
 					return d.replaceFar(seg, p, old.val, oldRef, val)
@@ -1024,6 +1028,7 @@ func (d *dict) remove(t *segmentTable, seg *segment, h uint64, head pageNo, p pl
 		}
 		if e.valFar {
 			far[1] = p.b.refAt(e.val)
+			seg.replaced.Add(1)
 		}
 	}
 	// A page that is not full ends its chain; if it is also the first, the
@@ -1036,6 +1041,9 @@ func (d *dict) remove(t *segmentTable, seg *segment, h uint64, head pageNo, p pl
 		err = d.removeSlot(p.no, p.b, p.i)
 	}
 	seg.end()
+	if far[1] != 0 {
+		seg.replaced.Add(1)
+	}
 	if err != nil {
 		return err
 	}
