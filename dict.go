@@ -530,6 +530,7 @@ func (d *dict) enter(h uint64, size int, by *hold) (t *segmentTable, seg *segmen
 		if err := d.a.admit(cost); err != nil {
 			return nil, nil, err
 		}
+		cost = 0 // more than the limit would be a commit each time, after which no dict is active
 		t, seg = d.lockSegment(h, by != nil)
 		active := d.active.Load()
 		if active && d.state.Load() == stateOpen && (by == nil || by.epoch == d.epoch.Load()) && d.hdr != 0 {

@@ -107,6 +107,9 @@ func appendTo[K comparable, E any](d *EMDict[K, []E], k *K, e []E) error {
 		return err
 	}
 	more := elements{form: d.val.sliceForm(), count: len(e)}
+	if _, err := joined(more.form, int64(len(e)), 0); err != nil {
+		return err
+	}
 	if size := elementSize(d.val); size >= 0 {
 		more.b = unsafe.Slice((*byte)(noescape(unsafe.Pointer(unsafe.SliceData(e)))), len(e)*size)
 	} else {
