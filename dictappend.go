@@ -578,7 +578,7 @@ func (r *records) growing(x ref) (g growing, err error) {
 	size, count, room := le.Uint32(h[growSizeOff:]), le.Uint32(h[growCountOff:]), le.Uint32(h[growRoomOff:])
 	g = growing{x: x, form: h[growFormOff], largest: h[growLargestOff]}
 	if size > maxValueSize || count >= maxEmptyValues || room > maxValueSize || g.form > formBytes || g.largest > maxExtentOrder+1 ||
-		g.form == formBytes && count != size {
+		g.form == formBytes && count != size || g.largest != 0 && size == 0 {
 		return g, corruptAt(x.off(), "growing record of %d elements and %d bytes, in the form %d", count, size, g.form)
 	}
 	g.size, g.count, g.room = int(size), int(count), int(room)
@@ -665,12 +665,19 @@ func (r *records) part(g *growing, at int) (off uint64, b []byte, err error) {
 	}
 	i, start, pages := g.extentOf(at)
 	p := g.extent(i)
-	off = uint64(p) << pageShift
-	b = r.a.space.view(off, int(pages)<<pageShift)
-	if b == nil || p < slotPages {
-		return 0, nil, corruptAt(g.x.off(), "extent at page %d outside the file", p)
+	if b, err = r.extent(g, p, pages); err != nil {
+		return 0, nil, err
 	}
-	return off + uint64(at-start), b[at-start:], nil
+	return uint64(p)<<pageShift + uint64(at-start), b[at-start:], nil
+}
+
+// extent returns the memory of an extent.
+func (r *records) extent(g *growing, p pageNo, pages uint32) ([]byte, error) {
+	b := r.a.space.view(uint64(p)<<pageShift, int(pages)<<pageShift)
+	if b == nil || p < slotPages {
+		return nil, corruptAt(g.x.off(), "extent at page %d outside the file", p)
+	}
+	return b, nil
 }
 
 // appendElements appends the bytes from..to of the elements to dst.
@@ -844,7 +851,11 @@ func (r *records) freeGrowing(x ref) error {
 
 func (r *records) freeExtents(g *growing) (first error) {
 	_ = g.eachExtent(func(p pageNo, pages uint32, _ int) error {
-		if err := r.a.alloc.free(p, pages); err != nil && first == nil {
+		_, err := r.extent(g, p, pages)
+		if err == nil {
+			err = r.a.alloc.free(p, pages)
+		}
+		if err != nil && first == nil {
 			first = err
 		}
 		return nil
@@ -861,15 +872,14 @@ func (c *recordCheck) growing(x ref, sig string) error {
 	if !strings.HasPrefix(sig, "[]") || (sig == "[]uint8") != (g.form == formBytes) {
 		return corruptAt(x.off(), "growing record of the form %d is a value of type %s", g.form, sig)
 	}
-	if g.largest != 0 {
-		if g.size == 0 {
-			return corruptAt(x.off(), "growing record without extents")
-		}
-		c.large++
-	}
-	err = g.eachExtent(func(p pageNo, pages uint32, _ int) error { return c.own(p, pages) })
-	if err != nil {
+	if err := c.space(x.off(), g.room); err != nil || g.largest == 0 {
 		return err
 	}
-	return c.space(x.off(), g.room)
+	c.large++
+	return g.eachExtent(func(p pageNo, pages uint32, _ int) error {
+		if _, err := c.r.extent(&g, p, pages); err != nil {
+			return err
+		}
+		return c.own(p, pages)
+	})
 }
