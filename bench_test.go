@@ -607,7 +607,7 @@ func BenchmarkOpen(b *testing.B) {
 // BenchmarkAppendTo adds edges to a graph in random order, by AppendTo and by Get, append and Set. One operation is one edge; nodes have as many
 // at the end as degree says.
 func BenchmarkAppendTo(b *testing.B) {
-	for _, size := range []struct{ nodes, degree int }{{100_000, 10}, {10_000, 100}, {1000, 1000}, {100, 10_000}} {
+	for _, size := range []struct{ nodes, degree int }{{100_000, 10}, {10_000, 100}, {1000, 1000}} {
 		for impl, add := range map[string]func(d *EMDict[uint32, []uint64], from uint32, to uint64) error{
 			"AppendTo": func(d *EMDict[uint32, []uint64], from uint32, to uint64) error { return AppendTo(d, from, to) },
 			"Set": func(d *EMDict[uint32, []uint64], from uint32, to uint64) error {

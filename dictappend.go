@@ -58,7 +58,7 @@ const (
 	// growFrom is where growing begins, in bytes of the value. Shorter ones are
 	// written anew in their bucket, which costs as much as anything else about
 	// them. A head takes 16 bytes and leaves half of its room empty.
-	growFrom = 128
+	growFrom = 48
 
 	maxExtentOrder = 10 // log2 of the pages of the largest extent
 	extentsHead    = 64 // bytes of a head for extents, at first
@@ -94,7 +94,8 @@ func appendTo[K comparable, E any](d *EMDict[K, []E], k *K, e []E) error {
 		return d.d.a.check(&d.d.handle)
 	}
 	if d.val.form == userForm {
-		_, _, err := d.compute(k, func(v []E, _ bool) ([]E, Op) { return append(v, e...), OpStore })
+		k := *k // so that the caller's stays where it is
+		_, _, err := d.compute(&k, func(v []E, _ bool) ([]E, Op) { return append(v, e...), OpStore })
 		return err
 	}
 	b := d.buffers()
@@ -113,7 +114,7 @@ func appendTo[K comparable, E any](d *EMDict[K, []E], k *K, e []E) error {
 	if size := elementSize(d.val); size >= 0 {
 		more.b = unsafe.Slice((*byte)(noescape(unsafe.Pointer(unsafe.SliceData(e)))), len(e)*size)
 	} else {
-		s := e // so that e itself stays where it is
+		s := e
 		if b.val, err = d.val.encode(b.val[:0], &s); err != nil {
 			return err
 		}

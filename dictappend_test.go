@@ -987,6 +987,24 @@ func TestAppendToTogether(t *testing.T) {
 	require.Equal(t, writers*each, total)
 }
 
+func TestAppendToAllocations(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	numbers := newDictFor[uint64, []uint64](t, testOptions{})
+	texts := newDictFor[string, []string](t, testOptions{})
+	key := "a key of some length"
+	for name, fn := range map[string]func(){
+		"number": func() { _ = AppendTo(numbers, 1, 2) },
+		"text":   func() { _ = AppendTo(texts, key, key) },
+	} {
+		for range 1000 {
+			fn()
+		}
+		assert.Zero(t, testing.AllocsPerRun(100, fn), name) // rounded down: now and then there is an extent to add
+	}
+}
+
 // A countingFS counts the bytes that are written.
 type countingFS struct {
 	fileSystem
