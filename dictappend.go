@@ -94,7 +94,7 @@ func appendTo[K comparable, E any](d *EMDict[K, []E], k *K, e []E) error {
 		return d.d.a.check(&d.d.handle)
 	}
 	if d.val.form == userForm {
-		k := *k // so that the caller's stays where it is
+		k, e := *k, slices.Clone(e) // so that the caller's stay where they are
 		_, _, err := d.compute(&k, func(v []E, _ bool) ([]E, Op) { return append(v, e...), OpStore })
 		return err
 	}
@@ -112,10 +112,14 @@ func appendTo[K comparable, E any](d *EMDict[K, []E], k *K, e []E) error {
 		return err
 	}
 	if size := elementSize(d.val); size >= 0 {
-		more.b = unsafe.Slice((*byte)(noescape(unsafe.Pointer(unsafe.SliceData(e)))), len(e)*size)
+		more.b = unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(e))), len(e)*size)
 	} else {
-		s := e
-		if b.val, err = d.val.encode(b.val[:0], &s); err != nil {
+		v := (*[]E)(noescape(unsafe.Pointer(&e)))
+		if !d.val.prog.quiet {
+			some := slices.Clone(e)
+			v = &some
+		}
+		if b.val, err = d.val.encode(b.val[:0], v); err != nil {
 			return err
 		}
 		if more, err = split(more.form, b.val); err != nil {
