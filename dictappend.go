@@ -56,8 +56,9 @@ const (
 	formBytes   = 1 // the elements, then a zero; nothing for nil
 
 	// growFrom is where growing begins, in bytes of the value. Shorter ones are
-	// written anew in their bucket, which costs as much as anything else about
-	// them. A head takes 16 bytes and leaves half of its room empty.
+	// written anew in their bucket, until it has no room for the next and is
+	// squeezed. In a graph of 10 edges of 8 bytes a node, 48 costs three quarters
+	// of the processor time that 128 does, and a third more space.
 	growFrom = 48
 
 	maxExtentOrder = 10 // log2 of the pages of the largest extent
@@ -150,14 +151,14 @@ func elementSize[E any](c *typeCodec[[]E]) int {
 }
 
 // Elems returns an iterator over the elements of the slice that is the value
-// of k, and their indexes, none if there is no value. It reads them a few at a
-// time, and never the whole value at once.
+// of k, with their indexes; there are none if it has no value. They are read a
+// few at a time, unless a [Codec] of the caller's decodes the whole value.
 //
-// The dict may be changed meanwhile, also by the loop. It runs over the
-// indexes below the length that the value had at the start, each time with the
-// element that is there when a few are read, and ends early if the value
-// becomes shorter or is deleted. So elements that AppendTo adds meanwhile are
-// left out. Damage ends the loop; [EMDict.Err] tells.
+// The dict may be changed meanwhile, also by the loop, which runs as that over
+// an [EMList] does: over the indexes below the length that the value had at the
+// start, ending early if the value becomes shorter or goes. Each element is
+// one that the value had at its index when some were read. Damage ends the loop;
+// [EMDict.Err] tells.
 func Elems[K comparable, E any](d *EMDict[K, []E], k K) iter.Seq2[int, E] {
 	return func(yield func(int, E) bool) {
 		if err := eachElem(d, &k, yield); err != nil {
@@ -325,7 +326,8 @@ func (r *elemReader) readAt(b *bucket, i, off, n int) error {
 				return err
 			}
 			r.count, r.total = g.count, g.size
-			r.buf, err = recs.appendElements(r.buf, &g, min(off, g.size), min(off+n, g.size))
+			off = min(off, g.size)
+			r.buf, err = recs.appendElements(r.buf, &g, off, off+min(n, g.size-off))
 			return err
 		case x.inPieces():
 			return r.readPieces(x, off, n)
@@ -336,7 +338,8 @@ func (r *elemReader) readAt(b *bucket, i, off, n int) error {
 	}
 	all, err := split(r.form, val)
 	r.count, r.total = all.count, len(all.b)
-	r.buf = append(r.buf, all.b[min(off, len(all.b)):min(off+n, len(all.b))]...)
+	part := all.b[min(off, len(all.b)):]
+	r.buf = append(r.buf, part[:min(n, len(part))]...)
 	return err
 }
 
@@ -361,7 +364,8 @@ func (r *elemReader) readPieces(x ref, off, n int) (err error) {
 		}
 		head, r.count, r.total = w, int(v)-1, total-w
 	}
-	r.buf, err = recs.getPieces(r.buf, x, head+min(off, r.total), head+min(off+n, r.total))
+	off = min(off, r.total)
+	r.buf, err = recs.getPieces(r.buf, x, head+off, head+off+min(n, r.total-off))
 	return err
 }
 
@@ -419,6 +423,9 @@ func joined(form uint8, count, size int64) (int, error) {
 
 // errMoreRoom says that a change needs more memory than it was admitted with.
 var errMoreRoom = errors.New("the change needs more memory")
+
+// freeRoom is how many bytes of records any change is admitted with.
+const freeRoom = 2 * pageSize
 
 // appendTo appends elements to the value of key.
 func (d *dict) appendTo(h uint64, key []byte, more elements) error {
@@ -483,7 +490,7 @@ func (d *dict) appendInside(t *segmentTable, seg *segment, h uint64, key []byte,
 	if !e.valFar && (size <= growFrom || e.end-e.val < farSize) {
 		return d.storeSlotted(t, seg, h, key, join(joinBuf[:0], more.form, count, was.b, more.b))
 	}
-	if size > *admitted {
+	if size > max(*admitted, freeRoom) {
 		*admitted = size
 		return errMoreRoom
 	}
@@ -532,7 +539,7 @@ func (d *dict) appendInPlace(seg *segment, p place, off int, x ref, more element
 		return d.recs.free(x)
 	}
 	if g.largest != 0 {
-		if room := d.recs.extentRoom(&g, size); room > max(*admitted, 2*pageSize) {
+		if room := d.recs.extentRoom(&g, size); room > max(*admitted, freeRoom) {
 			*admitted = room
 			return errMoreRoom
 		}
