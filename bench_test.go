@@ -603,3 +603,44 @@ func BenchmarkOpen(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkAppendTo adds edges to a graph in random order, by AppendTo and by Get, append and Set. One operation is one edge; nodes have as many
+// at the end as degree says.
+func BenchmarkAppendTo(b *testing.B) {
+	for _, size := range []struct{ nodes, degree int }{{100_000, 10}, {10_000, 100}, {1000, 1000}} {
+		for impl, add := range map[string]func(d *EMDict[uint32, []uint64], from uint32, to uint64) error{
+			"AppendTo": func(d *EMDict[uint32, []uint64], from uint32, to uint64) error { return AppendTo(d, from, to) },
+			"Set": func(d *EMDict[uint32, []uint64], from uint32, to uint64) error {
+				v, _, err := d.Get(from)
+				if err != nil {
+					return err
+				}
+				return d.Set(from, append(v, to))
+			},
+		} {
+			b.Run(fmt.Sprintf("impl=%s/nodes=%d/degree=%d", impl, size.nodes, size.degree), func(b *testing.B) {
+				total := size.nodes * size.degree
+				left := 0
+				var d *EMDict[uint32, []uint64]
+				r := rand.New(rand.NewPCG(1, 2))
+				for range b.N {
+					if left == 0 { // a graph is done: another one
+						b.StopTimer()
+						if d != nil {
+							isZeroErr(b, d.Close())
+						}
+						var err error
+						d, err = OpenDict[uint32, []uint64](filepath.Join(b.TempDir(), "graph.emd"), &Options{NoSync: true})
+						isZeroErr(b, err)
+						left = total
+						b.StartTimer()
+					}
+					left--
+					isZeroErr(b, add(d, r.Uint32N(uint32(size.nodes)), r.Uint64()))
+				}
+				b.StopTimer()
+				isZeroErr(b, d.Close())
+			})
+		}
+	}
+}

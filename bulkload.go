@@ -628,7 +628,7 @@ func (l *loader) addSlotted(b *bucket, it *loadItem) error {
 	if err != nil {
 		return err
 	}
-	f := y.form(len(key), len(val))
+	f := y.form(len(key), it.real) // as its place was planned: a value that grows may be short
 	var keyRef, valRef ref
 	if f.keyFar || f.valFar {
 		if err := l.relieve(); err != nil {

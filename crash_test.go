@@ -2,6 +2,7 @@ package emd
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
@@ -191,7 +192,7 @@ func (j *crashJudge) String() string {
 // A crashContent is what all containers and the metadata hold.
 type crashContent struct {
 	lists map[string][]uint64
-	dicts map[string]map[string]string
+	dicts map[string]map[string]string // of slices, the values are numbers as text
 	meta  string
 }
 
@@ -248,6 +249,17 @@ func contentOf(a *Arena) (c crashContent, err error) {
 				c.lists[info.Name] = values
 				continue
 			}
+			if info.Value == "[]uint32" {
+				d, err := Dict[string, []uint32](a, info.Name, &DictOptions[string, []uint32]{MustExist: true})
+				if err != nil {
+					return err
+				}
+				c.dicts[info.Name] = map[string]string{}
+				for k, v := range d.All() {
+					c.dicts[info.Name][k] = numbersAsText(v)
+				}
+				continue
+			}
 			d, err := Dict[string, string](a, info.Name, &DictOptions[string, string]{MustExist: true})
 			if err != nil {
 				return err
@@ -257,6 +269,14 @@ func contentOf(a *Arena) (c crashContent, err error) {
 		return nil
 	})
 	return c, err
+}
+
+func numbersAsText(v []uint32) string {
+	text := make([]byte, 0, 4*len(v))
+	for _, x := range v {
+		text = binary.LittleEndian.AppendUint32(text, x)
+	}
+	return string(text)
 }
 
 // A crashWorld runs operations on an arena on a simulated disk and tells its judge of each commit.
@@ -490,6 +510,57 @@ func empty(name string) crashOp {
 	}
 }
 
+func (w *crashWorld) slices(name string) (*EMDict[string, []uint32], error) {
+	d, err := Dict[string, []uint32](w.a, name, nil)
+	if err == nil && w.now.dicts[name] == nil {
+		w.now.dicts[name] = map[string]string{}
+	}
+	return d, err
+}
+
+// grow adds n numbers to the slices of the keys from..to.
+func grow(name string, from, to, n int) crashOp {
+	return func(w *crashWorld) error {
+		d, err := w.slices(name)
+		for k := from; err == nil && k < to; k++ {
+			v := make([]uint32, n)
+			for i := range v {
+				v[i] = w.r.Uint32()
+			}
+			key := fmt.Sprint("key", k)
+			w.now.dicts[name][key] += numbersAsText(v)
+			err = AppendTo(d, key, v...)
+		}
+		return err
+	}
+}
+
+// renew sets the slices of the keys from..to, and prune deletes them.
+func renew(name string, from, to, n int) crashOp {
+	return func(w *crashWorld) error {
+		d, err := w.slices(name)
+		for k := from; err == nil && k < to; k++ {
+			v := make([]uint32, n)
+			key := fmt.Sprint("key", k)
+			w.now.dicts[name][key] = numbersAsText(v)
+			err = d.Set(key, v)
+		}
+		return err
+	}
+}
+
+func prune(name string, from, to int) crashOp {
+	return func(w *crashWorld) error {
+		d, err := w.slices(name)
+		for k := from; err == nil && k < to; k++ {
+			key := fmt.Sprint("key", k)
+			delete(w.now.dicts[name], key)
+			_, err = d.Delete(key)
+		}
+		return err
+	}
+}
+
 func meta(value string) crashOp {
 	return func(w *crashWorld) error {
 		w.now.meta = value
@@ -618,8 +689,12 @@ func randomly(w *crashWorld) error {
 		case n < 47:
 			x, y := r.Float64(), r.Float64()
 			return cutOut(l, min(x, y), max(x, y))
-		case n < 78:
+		case n < 68:
 			return put(d, from, to, r.IntN(1500))
+		case n < 76:
+			return grow("slices", from%8, from%8+1+r.IntN(4), 1+r.IntN(1+r.IntN(1500)))
+		case n < 78:
+			return prune("slices", from%8, from%8+1+r.IntN(4))
 		case n < 92:
 			return del(d, from, to)
 		case n < 95:
@@ -720,6 +795,11 @@ var crashDirected = []crashScript{
 		add("l", 5), add("k", 6), put("d", 0, 3, 10), put("e", 0, 3, 10), meta("one"), syncAll,
 		set("l", 2), set("k", 2), put("d", 1, 4, 10), put("e", 1, 4, 10), meta("two"), syncAll,
 		cutOut("l", 0, 1), cutOut("k", 0.5, 1), del("d", 0, 4), put("e", 0, 6, 10), meta("three"), syncAll,
+	}},
+	{name: "slices that grow", ops: []crashOp{
+		grow("g", 0, 3, 5), syncAll, grow("g", 0, 2, 40), syncAll, grow("g", 0, 1, 1), syncAll, grow("g", 0, 3, 300), grow("g", 0, 3, 300), syncAll,
+		grow("g", 0, 1, 9), grow("g", 1, 2, 1100), syncAll, grow("g", 1, 2, 5), syncAll, prune("g", 0, 1), renew("g", 1, 2, 700), grow("g", 2, 3, 7), syncAll,
+		grow("g", 1, 2, 1), syncAll, grow("g", 1, 2, 8000), rollback, grow("g", 1, 2, 7), grow("g", 3, 4, 2000), syncAll, checkpointNow, grow("g", 3, 4, 2000), syncAll,
 	}},
 	{name: "meta", ops: []crashOp{meta("a"), syncAll, meta(strings.Repeat("b", 700)), syncAll, meta(""), syncAll}},
 	{name: "close and reopen", ops: []crashOp{

@@ -531,6 +531,7 @@ func (d *dict) enter(h uint64, size int, by *hold) (t *segmentTable, seg *segmen
 		if err := d.a.admit(cost); err != nil {
 			return nil, nil, err
 		}
+		cost = 0 // more than the limit would be a commit each time, after which no dict is active
 		t, seg = d.lockSegment(h, by != nil)
 		active := d.active.Load()
 		if active && d.state.Load() == stateOpen && (by == nil || by.epoch == d.epoch.Load()) && d.hdr != 0 {
@@ -792,6 +793,9 @@ func (d *dict) storeEntry(t *segmentTable, seg *segment, h uint64, key, val []by
 	var keyRef, valRef, oldRef ref // oldRef: a far value that this one replaces
 	var made [2]ref                // to be freed on error
 	defer func() {
+		if oldRef != 0 {
+			seg.replaced.Add(1)
+		}
 		if err != nil {
 			err = errors.Join(err, d.recs.free(made[0]), d.recs.free(made[1]))
 			if errors.Is(err, errFanOut) {
@@ -806,6 +810,7 @@ func (d *dict) storeEntry(t *segmentTable, seg *segment, h uint64, key, val []by
 		}
 		if old.valFar {
 			oldRef = p.b.refAt(old.val)
+			seg.replaced.Add(1)
 		}
 		if old.valFar && f.valFar && len(val) <= maxInPlace {
 			return d.replaceFar(seg, p, old.val, oldRef, val)
@@ -1044,6 +1049,7 @@ func (d *dict) remove(t *segmentTable, seg *segment, h uint64, head pageNo, p pl
 		}
 		if e.valFar {
 			far[1] = p.b.refAt(e.val)
+			seg.replaced.Add(1)
 		}
 	}
 	// A page that is not full ends its chain; if it is also the first, the
@@ -1056,6 +1062,9 @@ func (d *dict) remove(t *segmentTable, seg *segment, h uint64, head pageNo, p pl
 		err = d.removeSlot(p.no, p.b, p.i)
 	}
 	seg.end()
+	if far[1] != 0 {
+		seg.replaced.Add(1)
+	}
 	if err != nil {
 		return err
 	}

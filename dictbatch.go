@@ -348,7 +348,11 @@ func (d *dict) prefetchRecords(ahead *lineList, buckets []*bucket, entries []int
 		if pages[i] == 0 {
 			continue
 		}
-		if b := d.space.view(x.off(), min(x.len(), maxAhead*lineSize)); len(b) > 0 {
+		n := x.len()
+		if x.grows() {
+			n = lineSize
+		}
+		if b := d.space.view(x.off(), min(n, maxAhead*lineSize)); len(b) > 0 {
 			ahead.add(unsafe.Pointer(unsafe.SliceData(b)), len(b))
 		}
 	}

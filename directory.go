@@ -135,8 +135,9 @@ type stripe struct {
 
 type stripeState struct {
 	writerLock
-	emptied bool         // a page lost its last entry, until somebody has looked whether the dict did
-	added   atomic.Int64 // entries since the table was made; see count
+	emptied  bool          // a page lost its last entry, until somebody has looked whether the dict did
+	replaced atomic.Uint32 // counts values in records that another takes the place of, and that go; odd meanwhile
+	added    atomic.Int64  // entries since the table was made; see count
 }
 
 // emptyTable returns a table without buckets.
@@ -1202,6 +1203,9 @@ func (v *dictCheck) refs(b *bucket, i int) error {
 		}
 	}
 	if e.valFar {
+		if x := b.refAt(e.val); x.grows() {
+			return v.recs.growing(x, v.d.value)
+		}
 		return v.recs.ref(b.refAt(e.val))
 	}
 	return nil

@@ -91,7 +91,7 @@
 // of a commit or checkpoint. Each operation on one element is atomic; of
 // [EMList.Append] and others that take many elements, readers see one element
 // after the other. [EMDict.Compute] is how to change a value that depends on the
-// old one.
+// old one, and [AppendTo] adds to one that is a slice.
 //
 // Functions given to the library, such as those of [EMDict.Compute] and
 // [EMDict.DeleteFunc], run exactly once for each element. They may use other
@@ -143,7 +143,8 @@
 // A dict is read in the order of its hashes, which is no order of the keys; a
 // list up to the length that it had when the loop began. Changes during a loop,
 // also by its body, are allowed: an entry of a dict that is there all the time is
-// yielded once, one that comes or goes meanwhile, once or not at all.
+// yielded once, one that comes or goes meanwhile, once or not at all. [Elems] reads a
+// value that is a slice as a list is read.
 //
 // # Processes
 //

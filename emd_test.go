@@ -160,6 +160,9 @@ func newWorld(t *testing.T, seed uint64) *world {
 		worldDict("dict string struct{}", strKeys, nothings),
 		worldDict("dict point tuple", pointKeys, tuples),
 		worldDict("dict string moody", strKeys, moodies).with(moodyCodec{}),
+		worldSlices("dict uint64 []uint64", u64Keys, slicesOf(u64s)),
+		worldSlices("dict string []string", strKeys, slicesOf(shortStrs)),
+		worldSlices("dict string []tuple", strKeys, slicesOf(tuples)),
 	}
 	// A seed works on a few of them, so that each gets many steps.
 	r.Shuffle(len(w.objs)-1, func(i, j int) { w.objs[i+1], w.objs[j+1] = w.objs[j+1], w.objs[i+1] })
@@ -1022,6 +1025,32 @@ type dictObject[K comparable, V any] struct {
 	opts *DictOptions[K, V]
 	want map[K]V
 	h    atomic.Pointer[EMDict[K, V]]
+
+	// Of slices: adds some of another value's elements to a value, and returns what it then is; and checks a loop over a value's elements.
+	add   func(d *EMDict[K, V], k K, old, more V) (V, error)
+	elems func(d *EMDict[K, V], k K) (got V, err error)
+}
+
+// worldSlices is worldDict of slices, to which AppendTo adds.
+func worldSlices[K comparable, E any](name string, keys keySpecies[K], sp species[[]E]) *dictObject[K, []E] {
+	m := worldDict(name, keys, sp)
+	m.add = func(d *EMDict[K, []E], k K, old, more []E) ([]E, error) {
+		v := append(slices.Clip(old), more...)
+		if len(more) == 0 {
+			v = old
+		}
+		return v, AppendTo(d, k, more...)
+	}
+	m.elems = func(d *EMDict[K, []E], k K) (got []E, err error) {
+		for i, e := range Elems(d, k) {
+			if i != len(got) {
+				return nil, fmt.Errorf("element %d after %d", i, len(got))
+			}
+			got = append(got, e)
+		}
+		return got, d.Err()
+	}
+	return m
 }
 
 func worldDict[K comparable, V any](name string, keys keySpecies[K], sp species[V]) *dictObject[K, V] {
@@ -1091,6 +1120,15 @@ func (m *dictObject[K, V]) check(w *world) {
 		w.noError(err, "Get(%s) of %q", clip(k), m.name)
 		require.True(w.t, ok, "Get(%s) of %q", clip(k), m.name)
 		w.same(want, v, "Get(%s) of %q", clip(k), m.name)
+		if m.elems != nil {
+			got, err := m.elems(d, k)
+			w.noError(err, "Elems(%s) of %q", clip(k), m.name)
+			if reflect.ValueOf(want).Len() > 0 {
+				w.same(want, got, "Elems(%s) of %q", clip(k), m.name)
+			} else {
+				require.Zero(w.t, reflect.ValueOf(got).Len(), "Elems(%s) of %q", clip(k), m.name)
+			}
+		}
 	}
 	n := 0
 	for k := range d.Keys() {
@@ -1134,6 +1172,23 @@ func (m *dictObject[K, V]) step(w *world) {
 		}
 		require.Equal(w.t, present, ok, "%s of %q finds %s", op, m.name, clip(k))
 		w.same(old, v, "%s of %q, %s", op, m.name, clip(k))
+	}
+	if m.add != nil && r.IntN(3) == 0 {
+		for other := range before { // mostly to what is there
+			if r.IntN(8) > 0 {
+				k = other
+			}
+			break
+		}
+		old, present = before[k]
+		more := value(k)
+		v, err := m.add(d, k, old, more)
+		next := put(v)
+		if reflect.ValueOf(more).Len() == 0 {
+			next = before
+		}
+		done("AppendTo "+clip(k), next, err, nil)
+		return
 	}
 	switch op := r.IntN(26); op {
 	case 0, 1, 2, 3, 4, 5:
@@ -1406,6 +1461,16 @@ func (m *dictObject[K, V]) observe(r *rand.Rand) error {
 	}
 	for range 20 {
 		k := m.keys.key(r.IntN(m.sp.most * 4))
+		if m.elems != nil && r.IntN(3) == 0 {
+			v, err := m.elems(d, k)
+			if err != nil && !errors.Is(err, ErrClosed) {
+				return err
+			}
+			if !m.sp.ok(v, m.keys.hash(k)) {
+				return torn(k, v)
+			}
+			continue
+		}
 		v, ok, err := d.Get(k)
 		if errors.Is(err, ErrClosed) {
 			return nil
@@ -1578,6 +1643,11 @@ var (
 		},
 		ok: isText,
 	}
+	shortStrs = species[string]{
+		most: 80,
+		make: func(r *rand.Rand, owner uint64) string { return string(textOf(r.IntN(40), r.Uint32(), owner)) },
+		ok:   strs.ok,
+	}
 	nothings = species[struct{}]{
 		most: 300,
 		make: func(*rand.Rand, uint64) struct{} { return struct{}{} },
@@ -1629,6 +1699,24 @@ var (
 		hash: hashText,
 	}
 )
+
+// slicesOf makes slices of a species, mostly short.
+func slicesOf[E any](sp species[E]) species[[]E] {
+	return species[[]E]{
+		most: 60,
+		make: func(r *rand.Rand, owner uint64) []E {
+			n := r.IntN([]int{1, 2, 3, 4, 20, 20, 200, 2000}[r.IntN(8)])
+			v := make([]E, n)
+			for i := range v {
+				v[i] = sp.make(r, owner)
+			}
+			return v
+		},
+		ok: func(v []E, owner uint64) bool {
+			return !slices.ContainsFunc(v, func(e E) bool { return !sp.ok(e, owner) })
+		},
+	}
+}
 
 func hashText(s string) uint64 {
 	h := uint64(len(s))

@@ -408,6 +408,20 @@ func TestEMDictHugeValue(t *testing.T) {
 	require.True(t, ok)
 }
 
+// A value may be larger than the DirtyLimit: what is over it is this change alone.
+func TestEMDictOverTheLimit(t *testing.T) {
+	d := newDictFor[uint64, []byte](t, tiny())
+	v := make([]byte, 720<<10)
+	require.Greater(t, int64(len(v)), d.Arena().limit)
+	for range 3 {
+		require.NoError(t, d.Set(1, v))
+		require.NoError(t, d.Set(2, v[:9]))
+	}
+	got, _, err := d.Get(1)
+	require.NoError(t, err)
+	require.Len(t, got, len(v))
+}
+
 func TestEMDictTooLarge(t *testing.T) {
 	d := newDictFor[string, string](t, testOptions{})
 	long := strings.Repeat("k", maxKeySize+1)

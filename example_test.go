@@ -133,6 +133,33 @@ func ExampleEMDict_Compute() {
 	// false <nil> 3
 }
 
+// AppendTo makes the slice of a key longer: here, the calls of functions.
+func ExampleAppendTo() {
+	defer inTempFolder()()
+
+	calls, err := emd.OpenDict[string, []string]("calls.emd", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer calls.Close()
+
+	for _, call := range []struct{ from, to string }{{"main", "open"}, {"open", "read"}, {"main", "print"}} {
+		if err := emd.AppendTo(calls, call.from, call.to); err != nil {
+			log.Fatal(err)
+		}
+	}
+	for i, name := range emd.Elems(calls, "main") {
+		fmt.Println(i, name)
+	}
+	all, ok, err := calls.Get("main")
+	fmt.Println(all, ok, err)
+
+	// Output:
+	// 0 open
+	// 1 print
+	// [open print] true <nil>
+}
+
 // Update is a transaction: all of its changes, or none.
 func ExampleArena_Update() {
 	defer inTempFolder()()

@@ -227,6 +227,9 @@ var residents = []resident{
 	residentDict("json", 10, func(i int) int16 { return int16(i) }, func(i int) map[string]int { return map[string]int{"n": i} },
 		&DictOptions[int16, map[string]int]{ValueCodec: JSON[map[string]int]()}),
 	residentDict("chains", 700, func(i int) uint64 { return uint64(i) + 1 }, func(i int) uint64 { return uint64(i) }, nil),
+	residentSlices("slices", func(i int) uint64 { return uint64(i)*7 + 1 }),
+	residentSlices("texts", func(i int) string { return fmt.Sprint(i, strings.Repeat("-", i%9)) }),
+	residentSlices("bytes", func(i int) byte { return byte(i) }),
 	residentDict("none", 0, func(i int) uint64 { return uint64(i) }, func(i int) string { return longText(i) }, nil),
 	residentList("plain", 700, func(i int) uint64 { return uint64(i) + 1 }),
 	residentList("structs", 100, func(i int) hostileStruct { return hostileStruct{uint32(i), [6]byte{9}} }),
@@ -382,6 +385,85 @@ func residentDict[K comparable, V any](name string, n int, key func(int) K, val 
 	}
 }
 
+// residentSlices is a dict of slices that AppendTo has made longer: of few elements and many.
+func residentSlices[E any](name string, elem func(int) E) resident {
+	const n = 24
+	lengths := func(k int) int { return []int{1, 9, 40, 700}[k%4] }
+	some := func(from, to int) (v []E) {
+		for i := from; i < to; i++ {
+			v = append(v, elem(i))
+		}
+		return v
+	}
+	val := func(k int) []E { return some(k, k+lengths(k)) }
+	r := residentDict(name, 0, func(i int) uint64 { return uint64(i) }, val, nil)
+	open := func(a *Arena) (*EMDict[uint64, []E], error) {
+		return Dict(a, name, &DictOptions[uint64, []E]{MustExist: true})
+	}
+	r.make = func(h *hostile, a *Arena, scale int) {
+		d, err := Dict[uint64, []E](a, name, nil)
+		h.must(err)
+		for k := range n * scale {
+			for i := 0; i < lengths(k); i += 20 {
+				h.must(AppendTo(d, uint64(k), some(k+i, k+min(i+20, lengths(k)))...))
+			}
+			if k%10 == 3 {
+				_, err := d.Delete(uint64(k))
+				h.must(err)
+			}
+		}
+	}
+	read, write := r.read, r.write
+	r.read = func(h *hostile, a *Arena) {
+		read(h, a)
+		d, err := open(a)
+		if err != nil {
+			return
+		}
+		for k := range uint64(n) {
+			i := 0
+			for range Elems(d, k) {
+				if i++; i > hostileLoop {
+					break
+				}
+			}
+			h.allow("elems "+name, d.Err())
+		}
+	}
+	r.write = func(h *hostile, a *Arena) {
+		d, err := open(a)
+		h.allow("open "+name, err)
+		if err != nil {
+			return
+		}
+		for k := range uint64(n) {
+			h.allow("append "+name, AppendTo(d, k, elem(1)))
+			h.allow("append "+name, AppendTo(d, k, some(0, 300)...))
+		}
+		write(h, a)
+		for k := range uint64(n) {
+			h.allow("append "+name, AppendTo(d, k, some(0, 30)...))
+		}
+	}
+	r.stays = func(a *Arena) error {
+		d, err := open(a)
+		if err != nil {
+			return err
+		}
+		for k := range n {
+			v, ok, err := d.Get(uint64(k))
+			if err != nil {
+				return err
+			}
+			if ok != (k%10 != 3) || ok && !equalStates(v, val(k)) {
+				return fmt.Errorf("key %d: %v, %v", k, v, ok)
+			}
+		}
+		return nil
+	}
+	return r
+}
+
 func residentList[T any](name string, n int, val func(int) T) resident {
 	open := func(a *Arena, mustExist bool) (*EMList[T], error) {
 		return List[T](a, name, &ListOptions[T]{MustExist: mustExist})
@@ -513,7 +595,7 @@ func hostileImages(t testing.TB) []fileImage {
 		h := &hostile{t: t, what: "building"}
 		hostileImagesMade = []fileImage{
 			h.image("empty", true, func(a *Arena) {}),
-			h.image("small", true, func(a *Arena) { h.populate(a, 1, "words", "control", "slotted", "plain", "strings") }),
+			h.image("small", true, func(a *Arena) { h.populate(a, 1, "words", "control", "slotted", "slices", "plain", "strings") }),
 			h.image("all", true, func(a *Arena) { h.populate(a, 1) }),
 			h.image("crashed", false, func(a *Arena) {
 				h.populate(a, 1, "words", "slotted", "plain")

@@ -616,6 +616,26 @@ var portableScripts = map[string]portableScript{
 		changeDict(w, "bytes", 500, func(i int) string { return strconv.Itoa(i) }, func() []byte { return []byte(w.text(20_000)) })
 		changeDict(w, "set", 1500, func(i int) [2]uint16 { return [2]uint16{uint16(i), 7} }, func() struct{} { return struct{}{} })
 	}},
+	"slices": {operate: func(w *portableWorld) {
+		numbers, texts := dictIn[int, []int](w, "numbers"), dictIn[string, []string](w, "texts")
+		structs, bytes := dictIn[uint32, []padded](w, "structs"), dictIn[uint64, []byte](w, "bytes")
+		for i := range 6000 {
+			k := w.next(1 + w.next(1+w.next(60)))
+			w.ok(AppendTo(numbers, k, make([]int, 1+w.next(i%200+1))...))
+			w.ok(AppendTo(texts, strconv.Itoa(k), w.text(40), w.text(9)))
+			w.ok(AppendTo(structs, uint32(k), padded{B: uint64(i)}))
+			w.ok(AppendTo(bytes, uint64(k), byte(i), byte(k)))
+			switch {
+			case i%1000 == 999:
+				w.ok(w.a.Sync())
+			case i%300 == 299:
+				_, err := numbers.Delete(k)
+				w.ok(err)
+				w.ok(texts.Set(strconv.Itoa(k), nil))
+			}
+		}
+		w.ok(AppendTo(bytes, 1, make([]byte, 6<<20)...))
+	}},
 	"fan out": {operate: func(w *portableWorld) {
 		d := dictIn[uint64, uint64](w, "words")
 		for i := range uint64(130_000) {

@@ -87,7 +87,8 @@ var classOf = func() (c [maxSlab/16 + 1]uint8) {
 
 // A ref leads to a record: its place / 16 in the upper 40 bits, its length in
 // the lower 24. The length refPieces means that the place holds an index of
-// pieces. 0 is no record; an empty record is refEmpty.
+// pieces, the length 0 that it holds a growing record, see dictappend.go. 0 is
+// no record; an empty record is refEmpty.
 type ref uint64
 
 const (
@@ -157,7 +158,7 @@ func (r *records) pages(n uint32) (pageNo, error) {
 // the room, and no more room than data needs. On error the record is as it was.
 func (r *records) replace(old ref, data []byte) (ref, error) {
 	n := len(data)
-	if old.off() > uint64(refEmpty.off()) && n > 0 && !old.inPieces() && !r.needsPieces(n) && roomFor(n) == roomFor(old.len()) &&
+	if old.off() > uint64(refEmpty.off()) && n > 0 && !old.inPieces() && !old.grows() && !r.needsPieces(n) && roomFor(n) == roomFor(old.len()) &&
 		r.a.space.view(old.off(), n) != nil {
 		r.write(old.off(), data)
 		return makeRef(old.off(), n), nil
@@ -176,6 +177,8 @@ func (r *records) free(x ref) error {
 		return nil
 	case x.inPieces():
 		return r.freePieces(x)
+	case x.grows():
+		return r.freeGrowing(x)
 	default:
 		return r.release(x.off(), x.len())
 	}
@@ -185,20 +188,23 @@ func (r *records) free(x ref) error {
 // the record changes: the result is then an error or bytes that the caller's
 // validation refuses.
 func (r *records) get(dst []byte, x ref) ([]byte, error) {
-	if x.inPieces() {
-		return r.getPieces(dst, x)
+	switch {
+	case x.inPieces():
+		return r.getPieces(dst, x, 0, maxRecord)
+	case x.grows():
+		return r.getGrowing(dst, x)
 	}
 	b, err := r.bytes(x)
 	return append(dst, b...), err
 }
 
-// bytes returns the memory of a record that is not in pieces.
+// bytes returns the memory of a record that is in one piece and does not grow.
 func (r *records) bytes(x ref) ([]byte, error) {
 	if x == refEmpty || x == 0 {
 		return nil, nil
 	}
 	b := r.a.space.view(x.off(), x.len())
-	if b == nil || x.inPieces() || uint64(x.off()) < slotPages<<pageShift {
+	if b == nil || x.inPieces() || x.grows() || uint64(x.off()) < slotPages<<pageShift {
 		return nil, corruptAt(x.off(), "record of %d bytes outside the file", x.len())
 	}
 	return b, nil
@@ -267,6 +273,12 @@ func (r *records) anyLarge() bool {
 
 // freeLarge is free for records outside the slabs, and nothing for others.
 func (r *records) freeLarge(x ref) error {
+	if x.grows() {
+		if g, err := r.growing(x); err != nil || g.largest == 0 {
+			return err
+		}
+		return r.free(x)
+	}
 	if x.inPieces() || x.len() > maxSlab {
 		return r.free(x)
 	}
@@ -600,18 +612,22 @@ func (r *records) pieces(x ref) (index []byte, total, size int, err error) {
 	return index, int(n), size, nil
 }
 
-func (r *records) getPieces(dst []byte, x ref) ([]byte, error) {
+// getPieces appends the bytes from..to of a record in pieces to dst, as far as
+// there are so many.
+func (r *records) getPieces(dst []byte, x ref, from, to int) ([]byte, error) {
 	index, total, size, err := r.pieces(x)
 	if err != nil {
 		return dst, err
 	}
-	for b := index[indexHeader:]; total > 0; b = b[4:] {
-		part := r.a.space.view(uint64(binary.LittleEndian.Uint32(b))<<pageShift, min(size, total))
+	for to = min(to, total); from < to; {
+		i := from / size
+		part := r.a.space.view(uint64(binary.LittleEndian.Uint32(index[indexHeader+4*i:]))<<pageShift, min(size, total-i*size))
 		if part == nil { // changed meanwhile
 			return dst, corruptAt(x.off(), "piece outside the file")
 		}
+		part = part[from-i*size : min(len(part), to-i*size)]
 		dst = append(dst, part...)
-		total -= len(part)
+		from += len(part)
 	}
 	return dst, nil
 }

@@ -686,6 +686,22 @@ func (s *salvager) record(recs *records, dst []byte, x ref) (b []byte, suspect b
 	switch {
 	case x == 0 || x == refEmpty:
 		return dst, false, nil
+	case x.grows():
+		g, err := recs.growing(x)
+		if err != nil {
+			return dst, false, err
+		}
+		if suspect, err = s.span(x.off(), growHeader+g.inHead()); err != nil {
+			return dst, false, err
+		}
+		err = g.eachExtent(func(p pageNo, _ uint32, used int) error {
+			bad, err := s.span(uint64(p)<<pageShift, used)
+			suspect = suspect || bad
+			return err
+		})
+		if err != nil {
+			return dst, false, err
+		}
 	case !x.inPieces():
 		if suspect, err = s.span(x.off(), x.len()); err != nil {
 			return dst, false, err
@@ -1005,7 +1021,7 @@ func (w *dictWalk) entryAt(b *bucket, i int) (key, val []byte, suspect bool, err
 	key, val = b[e.key:e.key+e.keyLen], b[e.val:e.end]
 	if e.keyFar {
 		x := b.refAt(e.key)
-		if x.inPieces() || x.len() > maxKeySize || l.keySize >= 0 && x.len() != l.keySize {
+		if x.inPieces() || x.grows() || x.len() > maxKeySize || l.keySize >= 0 && x.len() != l.keySize {
 			return nil, nil, false, corruptAt(x.off(), "key of %d bytes", x.len())
 		}
 		var bad bool

@@ -83,6 +83,15 @@ func refPages(recs *records, x ref) (pages []pageNo) {
 			pages = append(pages, pageNo(p))
 		}
 	}
+	if x.grows() {
+		g, err := recs.growing(x)
+		if err != nil {
+			panic(err)
+		}
+		add(x.off(), growHeader+g.inHead())
+		_ = g.eachExtent(func(p pageNo, _ uint32, used int) error { add(uint64(p)<<pageShift, used); return nil })
+		return pages
+	}
 	if !x.inPieces() {
 		add(x.off(), x.len())
 		return pages
