@@ -1,6 +1,7 @@
 package emd
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -459,6 +460,37 @@ func set(name string, step int) crashOp {
 	}
 }
 
+// mutate is set by Mutate.
+func mutate(name string, step int) crashOp {
+	return func(w *crashWorld) error {
+		l, err := w.list(name)
+		if err != nil {
+			return err
+		}
+		now := w.now.lists[name]
+		return l.Mutate(0, len(now), func(at int, run []uint64) error {
+			for i := range run {
+				if (at+i)%step == 0 {
+					run[i] = w.r.Uint64()
+					now[at+i] = run[i]
+				}
+			}
+			return nil
+		})
+	}
+}
+
+func sorted(name string) crashOp {
+	return func(w *crashWorld) error {
+		l, err := w.list(name)
+		if err != nil {
+			return err
+		}
+		slices.Sort(w.now.lists[name])
+		return l.SortFunc(cmp.Compare[uint64])
+	}
+}
+
 // cutOut deletes a range of a list, in fractions of its length.
 func cutOut(name string, from, to float64) crashOp {
 	return func(w *crashWorld) error {
@@ -684,8 +716,12 @@ func randomly(w *crashWorld) error {
 		switch n := r.IntN(100); {
 		case n < 30:
 			return add(l, 1+r.IntN(200))
-		case n < 40:
+		case n < 36:
 			return set(l, 1+r.IntN(300))
+		case n < 38:
+			return mutate(l, 1+r.IntN(300))
+		case n < 40:
+			return sorted(l)
 		case n < 47:
 			x, y := r.Float64(), r.Float64()
 			return cutOut(l, min(x, y), max(x, y))
@@ -744,6 +780,9 @@ var crashDirected = []crashScript{
 	{name: "first creation", ops: []crashOp{}},
 	{name: "appends", ops: []crashOp{add("l", 20), syncAll, add("l", 30), syncAll, add("l", 700), syncAll}},
 	{name: "overwrites", ops: []crashOp{add("l", 600), syncAll, set("l", 40), syncAll, set("l", 200), syncAll, set("l", 1), syncAll}},
+	{name: "mutate and sort", ops: []crashOp{
+		add("l", 600), syncAll, mutate("l", 130), syncAll, sorted("l"), syncAll, mutate("l", 1), sorted("l"), syncAll, add("l", 9), sorted("l"), syncAll,
+	}},
 	{name: "splits", ops: []crashOp{put("d", 0, 30, 20), syncAll, put("d", 30, 120, 20), syncAll, put("d", 120, 300, 20), syncAll}},
 	{name: "merges", ops: []crashOp{put("d", 0, 200, 20), syncAll, del("d", 0, 120), syncAll, del("d", 120, 199), syncAll}},
 	{name: "deletes with reuse of space", ops: []crashOp{
