@@ -534,11 +534,11 @@ func (d *dict) divide(no, high pageNo, hashes []uint64) {
 	l.format(other, b.prefix()|1<<(63-depth), depth+1, groups)
 	b.setDepth(depth + 1)
 	l.clear(b, groups)
-	to := [2]*bucket{b, other}
 	if l.words() {
-		d.divideWords(to, &old, depth)
+		d.spreadWords([]wordFiller{{b: b}, {b: other}}, &old, depth)
 		return
 	}
+	to := [2]*bucket{b, other}
 	for i := l.next(&old, 0); i >= 0; i = l.next(&old, i+1) {
 		var h uint64
 		if hashes != nil {
@@ -550,16 +550,24 @@ func (d *dict) divide(no, high pageNo, hashes []uint64) {
 	}
 }
 
-// divideWords is divide for words. It counts what the new lines hold rather
-// than look for their empty slots, which a processor cannot foretell.
-func (d *dict) divideWords(to [2]*bucket, old *bucket, depth int) {
+// A wordFiller writes the lines of an empty page of words. It counts what they
+// hold rather than look for their empty slots, which a processor cannot
+// foretell.
+type wordFiller struct {
+	b    *bucket
+	used [lineCount]uint8
+}
+
+// spreadWords writes the words of an old page to new ones, by the n-th bit of
+// their hashes, for which to has 2; or all to one.
+func (d *dict) spreadWords(to []wordFiller, old *bucket, n int) {
+	const perLine = lineSize / wordSlot
+	mask := uint64(len(to) - 1)
 	if old.hasZero() {
-		b := to[d.hashWord(0)>>(63-depth)&1]
+		b := to[d.hashWord(0)>>(63-n)&mask].b
 		b[bucketFlagsOff] |= flagZero
 		b.setWord(zeroValueOff, old.word(zeroValueOff))
 	}
-	const perLine = lineSize / wordSlot
-	var used [2][lineCount]uint8
 	for off := lineSize; off < pageSize; off += wordSlot {
 		key := old.word(off)
 		if key == 0 {
@@ -567,17 +575,17 @@ func (d *dict) divideWords(to [2]*bucket, old *bucket, depth int) {
 			continue
 		}
 		h := d.hashWord(key)
-		half := h >> (63 - depth) & 1
+		f := &to[h>>(63-n)&mask]
 		line := home(h, lineCount)
-		for used[half][line] == perLine {
+		for f.used[line] == perLine {
 			if line++; line == lineCount {
 				line = 0
 			}
 		}
-		at := lineSize + line*lineSize + int(used[half][line])*wordSlot
-		used[half][line]++
-		to[half].setWord(at, key)
-		to[half].setWord(at+8, old.word(off+8))
+		at := lineSize + line*lineSize + int(f.used[line])*wordSlot
+		f.used[line]++
+		f.b.setWord(at, key)
+		f.b.setWord(at+8, old.word(off+8))
 	}
 }
 
@@ -791,6 +799,9 @@ func (d *dict) mergeOnce(t *segmentTable, seg *segment, h uint64, head pageNo, b
 	old := [2]bucket{*b, *c}
 	var hashes [2][]uint64
 	for i := range old {
+		if l.words() {
+			break // spreadWords computes them
+		}
 		if hashes[i], err = d.hashes(&old[i]); err != nil {
 			return false, err
 		}
@@ -806,7 +817,12 @@ func (d *dict) mergeOnce(t *segmentTable, seg *segment, h uint64, head pageNo, b
 	b.setDepth(depth - 1)
 	b.setPrefix(prefixOf(h, depth-1))
 	l.clear(b, groups)
+	filler := [1]wordFiller{{b: b}}
 	for k := range old {
+		if l.words() {
+			d.spreadWords(filler[:], &old[k], 0)
+			continue
+		}
 		for i := l.next(&old[k], 0); i >= 0; i = l.next(&old[k], i+1) {
 			l.copyEntry(b, hashes[k][i], &old[k], i)
 		}
