@@ -76,6 +76,18 @@ type typeCodec[T any] struct {
 	user  Codec[T]  // of the user form
 }
 
+// memory returns the encoding of v where that is what lies in memory.
+func (c *typeCodec[T]) memory(v *T) (b []byte, is bool) {
+	switch {
+	case c.raw:
+		return memoryOf(v), true
+	case c.form == stringForm:
+		s := *asString(v)
+		return unsafe.Slice(unsafe.StringData(s), len(s)), true
+	}
+	return nil, false
+}
+
 // A codecForm is one of the ways in which a typeCodec writes a value.
 type codecForm uint8
 

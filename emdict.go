@@ -165,7 +165,7 @@ func (d *EMDict[K, V]) get(k *K, v *V, ok *bool) (err error) {
 		*word, *ok, err = d.d.getWord(*(*uint64)(unsafe.Pointer(k)))
 		return err
 	}
-	if key, is := d.keyBytes(k); is {
+	if key, is := d.key.memory(k); is {
 		h := d.d.hash(key)
 		if d.peek(h, key, v, ok) {
 			return nil
@@ -277,8 +277,8 @@ func (d *EMDict[K, V]) Set(k K, v V) error {
 }
 
 func (d *EMDict[K, V]) set(k *K, v *V) error {
-	if key, is := d.keyBytes(k); is {
-		if val, is := d.valueBytes(v); is {
+	if key, is := d.key.memory(k); is {
+		if val, is := d.val.memory(v); is {
 			err := checkSizes(key, val)
 			if err == nil {
 				_, _, err = d.d.change(changeSet, d.d.hash(key), key, val, nil, nil)
@@ -671,30 +671,6 @@ func (b *dictBuffers) trim() {
 	}
 }
 
-// keyBytes returns the encoding of k where that is what lies in memory.
-func (d *EMDict[K, V]) keyBytes(k *K) (key []byte, is bool) {
-	switch {
-	case d.key.raw:
-		return memoryOf(k), true
-	case d.key.form == stringForm:
-		s := *asString(k)
-		return unsafe.Slice(unsafe.StringData(s), len(s)), true
-	}
-	return nil, false
-}
-
-// valueBytes is keyBytes of a value.
-func (d *EMDict[K, V]) valueBytes(v *V) (val []byte, is bool) {
-	switch {
-	case d.val.raw:
-		return memoryOf(v), true
-	case d.val.form == stringForm:
-		s := *asString(v)
-		return unsafe.Slice(unsafe.StringData(s), len(s)), true
-	}
-	return nil, false
-}
-
 // encodeKey returns the encoding of k, in b or where k's bytes lie.
 func (d *EMDict[K, V]) encodeKey(b *dictBuffers, k *K) ([]byte, error) {
 	b.key = b.key[:0]
@@ -703,7 +679,7 @@ func (d *EMDict[K, V]) encodeKey(b *dictBuffers, k *K) ([]byte, error) {
 
 // appendKey is encodeKey that leaves the keys in b as they are.
 func (d *EMDict[K, V]) appendKey(b *dictBuffers, k *K) ([]byte, error) {
-	if key, is := d.keyBytes(k); is {
+	if key, is := d.key.memory(k); is {
 		return key, nil
 	}
 	start := len(b.key)
@@ -714,7 +690,7 @@ func (d *EMDict[K, V]) appendKey(b *dictBuffers, k *K) ([]byte, error) {
 
 // encodeValue returns the encoding of v, in b or where v's bytes lie.
 func (d *EMDict[K, V]) encodeValue(b *dictBuffers, v *V) ([]byte, error) {
-	if val, is := d.valueBytes(v); is {
+	if val, is := d.val.memory(v); is {
 		return val, checkSizes(nil, val)
 	}
 	var err error
