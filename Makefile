@@ -78,10 +78,8 @@ cross:
 		for dir in . examples; do (cd $$dir && $(GO) vet ./... && $(GO) test -c -o "$$tmp/" ./...) || exit 1; done; \
 	done
 
-# Under qemu-user, which passes system calls on to the kernel of this machine.
+# Under qemu-user, which passes system calls on to the kernel of this machine. Two at a time.
 qemu:
-	@for cpu in $(PROCESSORS); do \
-		qemu=qemu-$${cpu#*/}-static && echo "qemu $${cpu%/*}" && \
+	@printf '%s\n' $(PROCESSORS) | GO=$(GO) xargs -P 2 -I '{}' sh -c 'cpu={}; qemu=qemu-$${cpu#*/}-static; \
 		GOARCH=$${cpu%/*} CGO_ENABLED=0 EMD_TEST_EMULATOR=$$qemu \
-			$(GO) test -vet=off -exec $$qemu $(QEMUFLAGS) . || exit 1; \
-	done
+			$$GO test -vet=off -exec $$qemu "$$@" . && echo "passed on $${cpu%/*}"' qemu $(QEMUFLAGS)

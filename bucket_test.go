@@ -151,6 +151,7 @@ func TestEMDictDirtyLines(t *testing.T) {
 // Damage of any kind is an error, a wrong answer at worst: no panic, no
 // endless loop, no access outside the file.
 func TestEMDictDamage(t *testing.T) {
+	t.Parallel()
 	seed := rand.Uint64()
 	t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 0))

@@ -1514,6 +1514,7 @@ func (w *protoWatch) generated(seed uint64, broken protoRule) {
 }
 
 func TestProtocol(t *testing.T) {
+	t.Parallel()
 	scripts, soak := 10_000, *protoScripts > 0
 	if soak {
 		scripts = *protoScripts
@@ -1550,6 +1551,7 @@ func TestProtocol(t *testing.T) {
 
 // TestProtocolRules switches each rule off: the model must see what it is for.
 func TestProtocolRules(t *testing.T) {
+	t.Parallel()
 	for rule := protoNoRule + 1; rule < protoRuleEnd; rule++ {
 		t.Run(rule.String(), func(t *testing.T) {
 			w := newProtoWatch(1 << 6)

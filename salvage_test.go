@@ -322,6 +322,7 @@ func TestSalvageWhole(t *testing.T) {
 
 // TestSalvagePages damages each page in turn.
 func TestSalvagePages(t *testing.T) {
+	t.Parallel()
 	seed := uint64(time.Now().UnixNano())
 	r := rand.New(rand.NewPCG(seed, 3))
 	for _, m := range salvageImages(t) {
