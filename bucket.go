@@ -1207,12 +1207,12 @@ func (d *dict) removeWord(seg *segment, h uint64, no pageNo, b *bucket, off int)
 		last += wordSlot
 	}
 	d.space.touch(no, 1<<(line>>lineShift))
-	seg.begin()
+	seg.beginShort()
 	b.setWord(off, b.word(last))
 	b.setWord(off+8, b.word(last+8))
 	b.setWord(last, 0)
 	b.setWord(last+8, 0)
-	seg.end()
+	seg.endShort()
 	seg.count(-1)
 	if last == line && d.layout.worthMerging(b, i) {
 		return d.merge(d.table.Load(), seg, h, no)

@@ -702,9 +702,9 @@ func (d *dict) storeFixed(t *segmentTable, seg *segment, h uint64, key, val []by
 		if found {
 			off := l.slotOff(p.i) + l.keySize
 			d.a.space.touch(p.no, lineMask(off, l.valSize))
-			seg.begin()
+			seg.beginShort()
 			copy(p.b[off:off+l.valSize], val)
-			seg.end()
+			seg.endShort()
 			return nil
 		}
 		if p.i < 0 || l.crowded(p) {
@@ -741,7 +741,7 @@ func (d *dict) addFixed(seg *segment, p place, h uint64, key, val []byte) {
 	off := l.slotOff(p.i)
 	if l.kind == layoutLines && p.i == l.slots {
 		d.a.space.touch(p.no, 1)
-		seg.begin()
+		seg.beginShort()
 		p.b[bucketFlagsOff] |= flagZero
 		copy(p.b[zeroValueOff:zeroValueOff+zeroValueMax], val)
 	} else {
@@ -750,7 +750,7 @@ func (d *dict) addFixed(seg *segment, p place, h uint64, key, val []byte) {
 			lines |= 1 | lineMask(l.ctrlOff(p.i), 1)
 		}
 		d.a.space.touch(p.no, lines)
-		seg.begin()
+		seg.beginShort()
 		copy(p.b[off:off+l.keySize], key)
 		copy(p.b[off+l.keySize:off+l.slot], val)
 		if l.kind == layoutControl {
@@ -758,7 +758,7 @@ func (d *dict) addFixed(seg *segment, p place, h uint64, key, val []byte) {
 			p.b.setCount(p.b.count() + 1)
 		}
 	}
-	seg.end()
+	seg.endShort()
 	seg.count(+1)
 }
 
@@ -777,9 +777,9 @@ func (d *dict) storeSlotted(t *segmentTable, seg *segment, h uint64, key, val []
 		// A value of the same size takes the place of the old one.
 		if _, at, end, far := d.layout.parts(p.b, entryOff(p.b, p.i)); far == 0 && end <= pageSize && end-at == len(val) {
 			d.space.touch(p.no, lineMask(at, len(val)))
-			seg.begin()
+			seg.beginShort()
 			copy(p.b[at:end], val)
-			seg.end()
+			seg.endShort()
 			return nil
 		}
 	}
@@ -873,19 +873,19 @@ func (d *dict) placeSlotted(t *segmentTable, seg *segment, h uint64, head pageNo
 		old, _ := l.entry(p.b, off)
 		if len(entry) <= old.end-off {
 			d.a.space.touch(p.no, lineMask(off, len(entry)))
-			seg.begin()
+			seg.beginShort()
 			copy(p.b[off:], entry)
-			seg.end()
+			seg.endShort()
 			return true, nil
 		}
 		if p.b.hasHeap(len(entry)) {
 			to := p.b.heap() - len(entry)
 			d.a.space.touch(p.no, 1|lineMask(to, len(entry))|lineMask(entryOffOff(p.i), 2))
-			seg.begin()
+			seg.beginShort()
 			copy(p.b[to:], entry)
 			p.b.setHeap(to)
 			binary.LittleEndian.PutUint16(p.b[entryOffOff(p.i):], uint16(to))
-			seg.end()
+			seg.endShort()
 			return true, nil
 		}
 	} else if p.i >= 0 {
@@ -924,8 +924,8 @@ func (d *dict) placeSlotted(t *segmentTable, seg *segment, h uint64, head pageNo
 
 func (d *dict) addSlottedAt(seg *segment, p place, h uint64, entry []byte) error {
 	d.touchSlotted(p, len(entry))
-	seg.begin()
-	defer seg.end()
+	seg.beginShort()
+	defer seg.endShort()
 	if !d.layout.addSlotted(p.b, h, entry) {
 		return d.noRoom(p.no)
 	}
@@ -1055,13 +1055,13 @@ func (d *dict) remove(t *segmentTable, seg *segment, h uint64, head pageNo, p pl
 	// A page that is not full ends its chain; if it is also the first, the
 	// header need not be in the cache.
 	chained := p.no != head || (l.kind != layoutLines || p.i == l.slots || !l.free(p.b, p.i/l.perGroup)) && p.b.next() != 0
-	seg.begin()
+	seg.beginShort()
 	if chained {
 		err = d.removeFromChain(head, p)
 	} else {
 		err = d.removeSlot(p.no, p.b, p.i)
 	}
-	seg.end()
+	seg.endShort()
 	if far[1] != 0 {
 		seg.replaced.Add(1)
 	}

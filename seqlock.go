@@ -28,31 +28,40 @@ const optimistic = !raceEnabled
 // followed by writeFence, so a reader that sees any later store also sees the
 // odd number; its end is a release. Reads are by plain loads of mapped
 // memory, whose values are used only after validation.
-//
-// amd64 keeps stores in order, so there plain ones do, which do not wait for
-// those before them as an atomic instruction would. That the compiler
-// neither moves nor drops one, it is not inlined.
 type version struct{ n atomic.Uint64 }
 
 // begin makes readers fail their validation until end. The caller holds the
 // lock.
 func (v *version) begin() {
-	v.step()
+	v.n.Add(1)
 	writeFence()
 }
 
-func (v *version) end() { v.step() }
+func (v *version) end() { v.n.Add(1) }
 
-func (v *version) step() {
-	if wholeWords && !raceEnabled {
-		storePlain(&v.n, v.n.Load()+1)
-	} else {
-		v.n.Add(1)
+// beginShort and endShort are begin and end for changes of less than a
+// megabyte. amd64 keeps stores in order, so there a plain one does, which does
+// not wait for those before it as an atomic instruction would; but the copying
+// of more may stream past it.
+func (v *version) beginShort() {
+	if !wholeWords || raceEnabled {
+		v.begin()
+		return
 	}
+	storePlain(&v.n, v.n.Load()+1)
+}
+
+func (v *version) endShort() {
+	if !wholeWords || raceEnabled {
+		v.end()
+		return
+	}
+	storePlain(&v.n, v.n.Load()+1)
 }
 
 // storePlain is n.Store for the only goroutine that stores, who does not wait
-// until others see it.
+// until others see it. That the compiler neither moves nor drops a store before
+// or behind it, it is not inlined.
 //
 //go:noinline
 func storePlain(n *atomic.Uint64, v uint64) { *(*uint64)(unsafe.Pointer(n)) = v }
