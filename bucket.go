@@ -868,10 +868,13 @@ func (d *dict) clearSlot(no pageNo, b *bucket, i int) {
 // of these. The value is lent, memory of the page: what is made of it, and
 // that the key is absent, counts only if seg.undisturbed(s) then says so.
 func (d *dict) peek(h uint64, key []byte) (val []byte, seg *segment, s uint64, is wordState) {
+	if !optimistic {
+		return nil, nil, 0, wordUnknown
+	}
 	seg = d.table.Load().segment(h)
 	s = seg.load()
 	no, same := seg.bucketAt(h, s)
-	if !same || s&1 != 0 || !optimistic || no < slotPages {
+	if !same || s&1 != 0 || no < slotPages {
 		return nil, seg, s, wordUnknown
 	}
 	b := (*bucket)(d.space.near(no))
@@ -962,11 +965,14 @@ const (
 // lookups at once, and waits for the memory of all of them together. So
 // this calls nothing, which spares it a stack frame.
 func (d *dict) peekWord(key uint64) (val uint64, is wordState) {
+	if !optimistic {
+		return 0, wordUnknown
+	}
 	h := d.hashWord(key)
 	seg := d.table.Load().segment(h)
 	s := seg.load()
 	no, same := seg.bucketAt(h, s)
-	if !same || s&1 != 0 || key == 0 || !optimistic || no-1 >= d.space.flat.Load() {
+	if !same || s&1 != 0 || key == 0 || no-1 >= d.space.flat.Load() {
 		return 0, wordUnknown
 	}
 	b := (*bucket)(unsafe.Add(d.space.page1, uintptr(no-1)<<pageShift))
