@@ -70,14 +70,11 @@ race:
 		$(GO) vet . && $(GO) test -c -o "$$tmp/" .; \
 	fi
 
-# Tests for other systems are compiled here and run elsewhere. Of the other modules, only examples: the rest takes minutes each.
+# Tests for other systems are compiled here and run elsewhere. Of the other modules, only examples: the rest takes minutes each. Two at a time.
 cross:
-	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
-	for target in $(TARGETS); do \
-		echo "cross $$target" && \
+	@printf '%s\n' $(TARGETS) | GO=$(GO) xargs -P 2 -I '{}' sh -c 'target={}; tmp=$$(mktemp -d) && trap "rm -rf $$tmp" EXIT && \
 		export GOOS=$${target%/*} GOARCH=$${target#*/} CGO_ENABLED=0 && \
-		for dir in . examples; do (cd $$dir && $(GO) vet ./... && $(GO) test -c -o "$$tmp/" ./...) || exit 1; done; \
-	done
+		for dir in . examples; do (cd $$dir && $$GO vet ./... && $$GO test -c -o "$$tmp/" ./...) || exit 1; done && echo "compiled for $$target"'
 
 # Under qemu-user, which passes system calls on to the kernel of this machine. Two at a time.
 qemu:
