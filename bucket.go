@@ -863,23 +863,32 @@ func (d *dict) clearSlot(no pageNo, b *bucket, i int) {
 	clear(b[last : last+l.slot])
 }
 
+// What a look without a lock, or a second attempt, has found.
+type peeked uint8
+
+const (
+	peekedAbsent peeked = iota
+	peekedPresent
+	peekedNothing // something was in the way: look again with read
+)
+
 // peek finds the value of key where nothing is in the way: no writer, and key
 // and value lie in the first page of their bucket. Nearly every lookup is one
 // of these. The value is lent, memory of the page: what is made of it, and
 // that the key is absent, counts only if seg.undisturbed(s) then says so.
-func (d *dict) peek(h uint64, key []byte) (val []byte, seg *segment, s uint64, is wordState) {
+func (d *dict) peek(h uint64, key []byte) (val []byte, seg *segment, s uint64, is peeked) {
 	if !optimistic {
-		return nil, nil, 0, wordUnknown
+		return nil, nil, 0, peekedNothing
 	}
 	seg = d.table.Load().segment(h)
 	s = seg.load()
 	no, same := seg.bucketAt(h, s)
 	if !same || s&1 != 0 || no < slotPages {
-		return nil, seg, s, wordUnknown
+		return nil, seg, s, peekedNothing
 	}
 	b := (*bucket)(d.space.near(no))
 	if b == nil {
-		return nil, seg, s, wordUnknown
+		return nil, seg, s, peekedNothing
 	}
 	if d.layout.kind == layoutSlotted {
 		val, is = d.layout.peekSlotted(b, h, key)
@@ -890,16 +899,16 @@ func (d *dict) peek(h uint64, key []byte) (val []byte, seg *segment, s uint64, i
 	switch {
 	case found:
 		at := l.slotOff(i)
-		return b[at+l.keySize : at+l.slot : at+l.slot], seg, s, wordPresent
+		return b[at+l.keySize : at+l.slot : at+l.slot], seg, s, peekedPresent
 	case i >= 0:
-		return nil, seg, s, wordAbsent
+		return nil, seg, s, peekedAbsent
 	}
-	return nil, seg, s, wordUnknown
+	return nil, seg, s, peekedNothing
 }
 
 // peekSlotted is find and valueAt in one, for the page of a slotted bucket
 // where key should be.
-func (l *layout) peekSlotted(b *bucket, h uint64, key []byte) (val []byte, is wordState) {
+func (l *layout) peekSlotted(b *bucket, h uint64, key []byte) (val []byte, is peeked) {
 	groups := l.groupsOf(b)
 	g := home(h, groups)
 	for range groups {
@@ -909,12 +918,12 @@ func (l *layout) peekSlotted(b *bucket, h uint64, key []byte) (val []byte, is wo
 			k, v, end, far := l.parts(b, entryOff(b, g*ctrlGroup+bits.TrailingZeros64(m)/8))
 			switch {
 			case far&keyIsFar != 0:
-				return nil, wordUnknown
+				return nil, peekedNothing
 			case end > pageSize || string(b[k:v]) != string(key):
 			case far != 0:
-				return nil, wordUnknown
+				return nil, peekedNothing
 			default:
-				return b[v:end:end], wordPresent
+				return b[v:end:end], peekedPresent
 			}
 		}
 		if empties(w) != 0 {
@@ -925,15 +934,9 @@ func (l *layout) peekSlotted(b *bucket, h uint64, key []byte) (val []byte, is wo
 		}
 	}
 	if b.next() != 0 {
-		return nil, wordUnknown
+		return nil, peekedNothing
 	}
-	return nil, wordAbsent
-}
-
-// undisturbed says that what was read since the counter was s was not changing.
-func (seg *segment) undisturbed(s uint64) bool {
-	readFence()
-	return seg.load() == s
+	return nil, peekedAbsent
 }
 
 // Words: keys and values of 8 bytes each are the commonest and get code of
@@ -950,30 +953,21 @@ const wordSlot = 16
 // key second, or the value alone, are consistent at each moment.
 const wholeWords = runtime.GOARCH == "amd64"
 
-// What peekWord has found.
-type wordState uint8
-
-const (
-	wordAbsent wordState = iota
-	wordPresent
-	wordUnknown // look with getWord
-)
-
 // peekWord is getWord where nothing is in the way: no writer, and the search
 // ends near the line where it begins. Nearly every lookup is one of these, and
 // here fewer instructions are not only less time: the processor then sees more
 // lookups at once, and waits for the memory of all of them together. So
 // this calls nothing, which spares it a stack frame.
-func (d *dict) peekWord(key uint64) (val uint64, is wordState) {
+func (d *dict) peekWord(key uint64) (val uint64, is peeked) {
 	if !optimistic {
-		return 0, wordUnknown
+		return 0, peekedNothing
 	}
 	h := d.hashWord(key)
 	seg := d.table.Load().segment(h)
 	s := seg.load()
 	no, same := seg.bucketAt(h, s)
 	if !same || s&1 != 0 || key == 0 || no-1 >= d.space.flat.Load() {
-		return 0, wordUnknown
+		return 0, peekedNothing
 	}
 	b := (*bucket)(unsafe.Add(d.space.page1, uintptr(no-1)<<pageShift))
 	off := lineSize + home(h, lineCount)*lineSize
@@ -982,11 +976,10 @@ func (d *dict) peekWord(key uint64) (val uint64, is wordState) {
 		i := whichIs(key, b.word(off), b.word(off+wordSlot), b.word(off+2*wordSlot), last)
 		if i != 0 || last == 0 {
 			if i != 0 {
-				val, is = b.word(off+i*wordSlot-8), wordPresent
+				val, is = b.word(off+i*wordSlot-8), peekedPresent
 			}
-			readFence()
-			if seg.load() != s {
-				return 0, wordUnknown
+			if !seg.undisturbed(s) {
+				return 0, peekedNothing
 			}
 			return val, is
 		}
@@ -994,7 +987,7 @@ func (d *dict) peekWord(key uint64) (val uint64, is wordState) {
 			off = lineSize
 		}
 	}
-	return 0, wordUnknown
+	return 0, peekedNothing
 }
 
 // getWord is get for words.
@@ -1011,8 +1004,7 @@ func (d *dict) getWord(key uint64) (val uint64, ok bool, err error) {
 			if off != 0 {
 				val = b.word(off + 8)
 			}
-			readFence()
-			if seg.load() == s && ended {
+			if seg.undisturbed(s) && ended {
 				return val, off != 0, nil
 			}
 		}
@@ -1109,11 +1101,11 @@ func (d *dict) lockWord(h uint64, by *hold) (seg *segment, no pageNo, b *bucket)
 		return nil, 0, nil
 	}
 	seg.mu.Lock()
-	clear := len(seg.busy) == 0
+	may := len(seg.busy) == 0
 	if by != nil {
-		clear = by.epoch == d.epoch.Load()
+		may = by.epoch == d.epoch.Load()
 	}
-	if clear && d.table.Load() == t && d.active.Load() && d.state.Load() == stateOpen && d.hdr != 0 {
+	if may && d.table.Load() == t && d.active.Load() && d.state.Load() == stateOpen && d.hdr != 0 {
 		if no = seg.bucket(h); no >= slotPages && no-1 < flat {
 			return seg, no, (*bucket)(unsafe.Add(d.space.page1, uintptr(no-1)<<pageShift))
 		}

@@ -279,3 +279,47 @@ func TestEMDictDamagedHeader(t *testing.T) {
 		}
 	}
 }
+
+// An entry is read as it was written, and one that does not lie in its page is
+// refused, wherever it begins and whatever its bytes.
+func TestEntryParts(t *testing.T) {
+	t.Parallel()
+	seed := rand.Uint64()
+	r := rand.New(rand.NewPCG(seed, 0))
+	var b bucket
+	for range 200_000 {
+		sizes := [2]int{r.IntN(70), r.IntN(300)}
+		l := layoutFor([]int{-1, sizes[0]}[r.IntN(2)], []int{-1, sizes[1]}[r.IntN(2)])
+		if l.kind != layoutSlotted {
+			continue
+		}
+		key, val := make([]byte, sizes[0]), make([]byte, sizes[1])
+		f := l.form(len(key), len(val))
+		entry := l.appendEntry(nil, f, key, val, 1<<24, 2<<24)
+		for i := range b {
+			b[i] = 0xff // what lies behind is no part of it
+		}
+		off := pageSize - len(entry) - r.IntN(2)*r.IntN(9)
+		copy(b[off:], entry)
+		e, ok := l.entry(&b, off)
+		require.True(t, ok, "seed %d", seed)
+		require.Equal(t, off+len(entry), e.end, "seed %d", seed)
+		require.Equal(t, [2]bool{f.keyFar, f.valFar}, [2]bool{e.keyFar, e.valFar}, "seed %d", seed)
+		require.Equal(t, off+f.size, e.end, "seed %d", seed)
+		if !f.valFar {
+			require.Equal(t, len(val), e.valLen, "seed %d", seed)
+		}
+		if !f.keyFar {
+			require.Equal(t, len(key), e.keyLen, "seed %d", seed)
+		}
+		at := r.IntN(1 << 16)
+		if r.IntN(2) == 0 {
+			at = pageSize - r.IntN(8)
+		}
+		b[r.IntN(pageSize)] = byte(r.Uint32())
+		if e, ok := l.entry(&b, at); ok {
+			_, _ = b[e.key:e.val], b[e.val:e.end] // which panics outside
+			require.GreaterOrEqual(t, at, bucketHeader, "seed %d", seed)
+		}
+	}
+}

@@ -412,8 +412,7 @@ func (d *dict) read(h uint64, fn func(t *segmentTable, seg *segment, s uint64) e
 		err := errRetry
 		if s&1 == 0 {
 			err = fn(t, seg, s)
-			readFence()
-			if seg.load() != s {
+			if !seg.undisturbed(s) {
 				err = errRetry
 			}
 		}

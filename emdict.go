@@ -141,8 +141,8 @@ func (d *EMDict[K, V]) Len() int { return int(d.d.length()) }
 func (d *EMDict[K, V]) Get(k K) (v V, ok bool, err error) {
 	if d.words {
 		word, is := d.d.peekWord(*(*uint64)(unsafe.Pointer(&k)))
-		if is != wordUnknown {
-			return *(*V)(unsafe.Pointer(&word)), is == wordPresent, nil
+		if is != peekedNothing {
+			return *(*V)(unsafe.Pointer(&word)), is == peekedPresent, nil
 		}
 	}
 	return d.getAny(k)
@@ -165,14 +165,12 @@ func (d *EMDict[K, V]) get(k *K, v *V, ok *bool) (err error) {
 		*word, *ok, err = d.d.getWord(*(*uint64)(unsafe.Pointer(k)))
 		return err
 	}
-	if key, is := d.key.memory(k); is {
+	if key, is := d.key.memory(k); is && (d.val.raw || d.val.form == stringForm) {
 		h := d.d.hash(key)
 		if d.peek(h, key, v, ok) {
 			return nil
 		}
-		if d.val.raw || d.val.form == stringForm {
-			return d.getEncoded(nil, h, key, v, ok)
-		}
+		return d.getEncoded(nil, h, key, v, ok)
 	}
 	b := d.buffers()
 	defer d.pool.Put(b)
@@ -183,37 +181,29 @@ func (d *EMDict[K, V]) get(k *K, v *V, ok *bool) (err error) {
 	return d.getEncoded(b, d.d.hash(key), key, v, ok)
 }
 
-// peek is get where nothing is in the way and the value's encoding is what lies
-// in memory. Otherwise it says no, and leaves *v and *ok zero.
+// peek is get where nothing is in the way, of values that are encoded as they
+// lie in memory. Otherwise it says no, and leaves *v and *ok zero.
 func (d *EMDict[K, V]) peek(h uint64, key []byte, v *V, ok *bool) bool {
 	val, seg, s, is := d.d.peek(h, key)
 	switch {
-	case is == wordUnknown:
+	case is == peekedNothing || is == peekedPresent && d.val.raw && len(val) != d.val.size: // damage
 		return false
-	case is == wordAbsent:
+	case is == peekedAbsent:
 		return seg.undisturbed(s)
-	case d.val.form == stringForm:
-		text := string(val)
-		if !seg.undisturbed(s) {
-			return false
-		}
-		*asString(v) = text
-	case d.val.raw && len(val) == d.val.size:
+	case d.val.raw:
 		copy(memoryOf(v), val)
-		if !seg.undisturbed(s) {
-			var none V
-			*v = none
-			return false
-		}
 	default:
-		return false
+		*asString(v) = string(val)
 	}
-	*ok = true
-	return true
+	if *ok = seg.undisturbed(s); !*ok {
+		var none V
+		*v = none
+	}
+	return *ok
 }
 
 // getEncoded is get for the hash and the encoding of a key. *v and *ok are
-// zero. b may be nil where the value's encoding is what lies in memory.
+// zero. b may be nil for values that are encoded as they lie in memory.
 func (d *EMDict[K, V]) getEncoded(b *dictBuffers, h uint64, key []byte, v *V, ok *bool) (err error) {
 	if len(key) > maxKeySize {
 		return d.d.a.check(&d.d.handle)

@@ -605,7 +605,7 @@ func (e *EMList[T]) visit(i, end, step int, yield func(int, T) bool) error {
 			i = max(min(i, n-1), end)
 			continue
 		}
-		if e.raw && step > 0 {
+		if e.raw && step > 0 { // the usual loop, in two thirds of the instructions of the other
 			k := 0
 			for ; k < r.n && (k == 0 || e.l.shape.n.Load() == r.stamp.shape && r.stamp.stripe.n.Load() == r.stamp.seen); k++ {
 				if !yield(i+k, r.raw[k]) {

@@ -8,12 +8,12 @@ import (
 	"unsafe"
 )
 
-// SortFunc sorts the list as [slices.SortStableFunc] does: equal elements stay in
-// their order. It takes a quarter of Options.DirtyLimit of memory, 256 MiB at
-// most; of a list that needs more, sorted parts go to a scratch file beside the arena's and
-// are merged. Then the list is written anew, so readers see it before or
-// after, and an error or a panic of cmp changes nothing. Other changes of the list
-// wait. cmp must not call methods of it.
+// SortFunc sorts the list as [slices.SortStableFunc] does: equal elements stay
+// in their order. It takes a quarter of Options.DirtyLimit of memory, 256 MiB at
+// most; of a list that needs more, sorted parts go to a scratch file beside the
+// arena's and are merged. Then the list is written anew, so readers see it before
+// or after, and an error or a panic of cmp changes nothing. Other changes of the
+// list wait. cmp must not call methods of it.
 func (e *EMList[T]) SortFunc(cmp func(a, b T) int) error {
 	return e.SortContext(context.Background(), cmp, nil)
 }

@@ -377,6 +377,61 @@ func (l *list) run(dst []byte, i int, backwards bool) (n int, stamp listStamp, e
 	}
 }
 
+// checkRange panics about a bad range of an open list.
+func (l *list) checkRange(i, j int) {
+	if uint(i) <= uint(j) && uint64(j) <= l.end.Load()-l.first.Load() && l.shape.n.Load()&1 == 0 {
+		return
+	}
+	if n, err := l.count(); err == nil {
+		if err := checkRange(i, j, n); err != nil {
+			panic(err)
+		}
+	}
+}
+
+// tryRun returns the memory of the elements [i, j), which are some, if they lie
+// in a row and are no more than a loop is to read at once; nil says that this
+// takes a closer look. Most runs are a few elements of a large list, for which
+// that look would take longer than the loop.
+func (l *list) tryRun(i, j int) unsafe.Pointer {
+	shape := l.shape.n.Load()
+	first := l.first.Load()
+	if n := uint64(j - i); uint64(j) > l.end.Load()-first || shape&1 != 0 || n*l.width >= aheadSize {
+		return nil
+	}
+	p := l.memoryAt(first + uint64(i))
+	if p == nil || l.table.Load().room(first+uint64(i)) < uint64(j-i) || l.shape.n.Load() != shape {
+		return nil
+	}
+	return p
+}
+
+// runAt returns the memory of up to most elements from i on, as many as lie in a
+// row, and how many these are: none if the list has no element i. nil is absent
+// ones.
+func (l *list) runAt(i, most int) (mem unsafe.Pointer, n int, err error) {
+	r := listReader{l: l}
+	for {
+		if err := r.begin(); err != nil {
+			return nil, 0, err
+		}
+		mem, n, err = nil, 0, nil
+		first, end := l.first.Load(), l.end.Load()
+		if first <= end && uint64(i) < end-first { // end may be newer than first
+			t, p := l.table.Load(), first+uint64(i)
+			n = int(min(uint64(most), end-p, t.room(p)))
+			b, ok := l.slotsAt(t, p, uint64(n))
+			if !ok {
+				n, err = 0, l.damaged(t, p)
+			}
+			mem = unsafe.Pointer(unsafe.SliceData(b))
+		}
+		if r.done() {
+			return mem, n, err
+		}
+	}
+}
+
 // A lookahead asks for what a loop is about to read: aheadSize bytes at a
 // time. Shorter loops do without.
 type lookahead struct {
@@ -532,6 +587,14 @@ func (l *list) overtaken(h holding) error {
 		return err
 	}
 	return ErrRolledBack
+}
+
+// lostTo returns why a list that is held has become shorter.
+func (l *list) lostTo(h holding) error {
+	if err := l.overtaken(h); err != nil {
+		return err
+	}
+	return corrupt("list became shorter while it was held")
 }
 
 // The methods below, as far as the comment does not say otherwise, are for

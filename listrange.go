@@ -1,6 +1,7 @@
 package emd
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"unsafe"
@@ -433,6 +434,43 @@ func (l *list) store(p uint64, b []byte) error {
 		b = b[len(m):]
 	}
 	return nil
+}
+
+// replaceSlots stores n slots from element i on. Lines that stay as they are
+// are not marked. It locks.
+func (l *list) replaceSlots(i int, b []byte, n uint64, h holding) error {
+	if l.width == 0 {
+		return nil
+	}
+	p := h.first + uint64(i)
+	err := l.enterFor(true, func() (int64, error) {
+		return l.growth(p, p+n) + l.smallCost() + int64(len(b)), l.overtaken(h)
+	})
+	if err != nil {
+		return err
+	}
+	defer l.leave()
+	if l.present(p, p+n) < int64(len(b)) && !zeroBytes(b) {
+		if err := l.reserve(p, p+n); err != nil {
+			return err
+		}
+	}
+	return l.reshape(func() error {
+		return l.eachExtent(p, p+n, func(q uint64, m []byte) error {
+			t := l.table.Load()
+			k, at := t.locate(q)
+			off := uint64(t.entry(k))<<pageShift + at*t.width
+			for from, b := 0, b[(q-p)*l.width:]; from < len(m); {
+				to := min(len(m), from+lineSize-int(off+uint64(from))%lineSize)
+				if !bytes.Equal(m[from:to], b[from:to]) {
+					l.a.space.mark(off+uint64(from), to-from)
+					copy(m[from:to], b[from:to])
+				}
+				from = to
+			}
+			return nil
+		})
+	})
 }
 
 // fill stores the slot b in the elements [i, j). It locks.

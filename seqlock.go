@@ -68,6 +68,13 @@ func storePlain(n *atomic.Uint64, v uint64) { *(*uint64)(unsafe.Pointer(n)) = v 
 
 func (v *version) load() uint64 { return v.n.Load() }
 
+// undisturbed says that what was read since the version was s, an even number,
+// was not changing.
+func (v *version) undisturbed(s uint64) bool {
+	readFence()
+	return v.n.Load() == s
+}
+
 // changing says whether readers are turned away.
 func (v *version) changing() bool { return v.n.Load()&1 != 0 }
 

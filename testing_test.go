@@ -12,8 +12,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestMain switches memory profiles off unless one is asked for: values nested in random ways allocate from so many different
-// stacks that the collector, which looks at each of them, would take nine tenths of the time.
+// TestMain switches memory profiles off unless one is asked for: values nested
+// in random ways allocate from so many different stacks that the collector,
+// which looks at each of them, would take most of the time.
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if flag.Lookup("test.memprofile").Value.String() == "" {
