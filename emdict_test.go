@@ -1155,3 +1155,29 @@ func TestUpdateAfterRollback(t *testing.T) {
 	require.True(t, ok)
 	require.EqualValues(t, 3, v)
 }
+
+// However much is changed, no more memory is private than DirtyLimit says: the
+// library commits before.
+func TestEMDictBounded(t *testing.T) {
+	t.Parallel()
+	d := newDictFor[uint64, uint64](t, tiny())
+	a := d.Arena()
+	seed := rand.Uint64()
+	r := rand.New(rand.NewPCG(seed, 0))
+	add := func(v uint64, _ bool) (uint64, Op) { return v + 1, OpStore }
+	for range 300_000 {
+		k := r.Uint64N(100_000)
+		var err error
+		switch r.IntN(4) {
+		case 0, 1:
+			err = d.Set(k, k)
+		case 2:
+			_, _, err = d.Compute(k, add)
+		default:
+			_, err = d.Delete(k)
+		}
+		require.NoError(t, err)
+		require.LessOrEqual(t, a.space.private.Load(), a.limit+d.d.cost.Load(), "seed %d", seed)
+	}
+	require.Greater(t, d.Len(), 10_000)
+}

@@ -246,3 +246,26 @@ func TestMutateLends(t *testing.T) {
 	requireSame(t, []uint64{9, 2, 3}, e)
 	requireSame(t, []uint64{7, 2, 3}, other)
 }
+
+// A failed Update takes back what it finds, so the run that fn had then is
+// dropped.
+func TestMutateOvertaken(t *testing.T) {
+	t.Parallel()
+	testMutateOvertaken(t, func(i int) uint64 { return uint64(i) + 1 })
+	testMutateOvertaken(t, func(i int) padded { return padded{B: uint64(i) + 1} })
+	testMutateOvertaken(t, func(i int) string { return strings.Repeat("x", i+1) })
+}
+
+func testMutateOvertaken[T any](t *testing.T, element func(i int) T) {
+	a := testArena(t, testOptions{})
+	e := listOf[T](t, a, nil)
+	want := []T{element(0), element(1), element(2)}
+	require.NoError(t, e.Append(want...))
+	require.NoError(t, a.Sync())
+	isError(t, e.Mutate(0, 3, func(_ int, run []T) error {
+		clear(run)
+		require.ErrorIs(t, a.Update(func() error { return errRefused }), errRefused)
+		return nil
+	}), a.path, ErrRolledBack)
+	requireSame(t, want, e)
+}
