@@ -1396,12 +1396,11 @@ func (c *cursor) take(b *bucket, i int) bool {
 			c.val = nil
 		}
 	}
-	if c.whole {
-		return true
-	}
-	h := c.d.hash(c.key)
-	return h >= c.from && h <= c.to
+	return c.whole || c.has(c.d.hash(c.key))
 }
+
+// has says whether entries of the hash h are wanted.
+func (c *cursor) has(h uint64) bool { return h >= c.from && h <= c.to }
 
 var zeroKey [8]byte
 
@@ -1425,7 +1424,9 @@ func (c *cursor) fill() bool {
 		c.ahead = d.prefetchBuckets(hi + 1)
 	}
 	c.from, c.to = c.pos, min(hi, c.last)
-	c.whole = c.from == lo && c.to == hi
+	if c.whole = c.from == lo && c.to == hi; !c.whole {
+		c.words = slices.DeleteFunc(c.words, func(e wordEntry) bool { return !c.has(d.hashWord(e.key)) })
+	}
 	c.page, c.slot = 0, 0
 	c.done = hi >= c.last
 	c.pos = hi + 1
@@ -1545,13 +1546,4 @@ func (c *cursor) gather(b *bucket) {
 		n++
 	}
 	c.words = words[:n]
-}
-
-// wants says whether the hash of a word is in the range.
-func (c *cursor) wants(key uint64) bool {
-	if c.whole {
-		return true
-	}
-	h := c.d.hashWord(key)
-	return h >= c.from && h <= c.to
 }

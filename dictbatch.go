@@ -95,9 +95,13 @@ func (d *EMDict[K, V]) Partition(i, n int) iter.Seq2[K, V] {
 	}
 	return func(yield func(K, V) bool) {
 		first, last := partition(i, n)
-		c := cursor{d: d.d, pos: first, last: last}
-		if err := d.scanCursor(&c, true, true, yield); err != nil {
-			d.d.a.fault(&d.d.handle, "partition", 0, err)
+		s := d.scan("partition", first, last, true, true)
+		for s.next() {
+			for _, e := range s.entries {
+				if !yield(e.key, e.val) {
+					return
+				}
+			}
 		}
 	}
 }

@@ -338,11 +338,11 @@ func (d *EMDict[K, V]) deleteHeld(held *hold, del func(K, V) bool, n *int) error
 	defer d.d.release(held)
 	c := cursor{d: d.d, pos: held.lo, last: held.hi}
 	for c.next() {
-		k, v, ok, err := d.entry(&c, true, true)
+		e, ok, err := d.entry(&c, true, true)
 		if err != nil {
 			return err
 		}
-		if !ok || !del(k, v) {
+		if !ok || !del(e.key, e.val) {
 			continue
 		}
 		_, was, err := d.d.change(changeRemove, d.d.hash(c.key), c.key, nil, nil, held)
@@ -517,74 +517,122 @@ func (d *EMDict[K, V]) Grow(n int) error { return d.error("grow", d.d.grow(n)) }
 //
 // Damage ends the loop; [EMDict.Err] tells.
 func (d *EMDict[K, V]) All() iter.Seq2[K, V] {
-	return func(yield func(K, V) bool) { d.scan(true, true, yield) }
+	return func(yield func(K, V) bool) {
+		s := d.scan("all", 0, ^uint64(0), true, true)
+		for s.next() {
+			for _, e := range s.entries {
+				if !yield(e.key, e.val) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // Keys is All for the keys alone; values are not read.
 func (d *EMDict[K, V]) Keys() iter.Seq[K] {
 	return func(yield func(K) bool) {
-		d.scan(true, false, func(k K, _ V) bool { return yield(k) })
+		s := d.scan("keys", 0, ^uint64(0), true, false)
+		for s.next() {
+			for _, e := range s.entries {
+				if !yield(e.key) {
+					return
+				}
+			}
+		}
 	}
 }
 
 // Values is All for the values alone.
 func (d *EMDict[K, V]) Values() iter.Seq[V] {
 	return func(yield func(V) bool) {
-		d.scan(false, true, func(_ K, v V) bool { return yield(v) })
-	}
-}
-
-// scan calls yield with each entry, of which only the wanted parts are set.
-func (d *EMDict[K, V]) scan(keys, vals bool, yield func(K, V) bool) {
-	c := cursor{d: d.d, last: ^uint64(0)}
-	err := d.scanCursor(&c, keys, vals, yield)
-	if err != nil {
-		d.d.a.fault(&d.d.handle, "all", 0, err)
-	}
-}
-
-func (d *EMDict[K, V]) scanCursor(c *cursor, keys, vals bool, yield func(K, V) bool) error {
-	if d.words {
-		c.gathers = true
-		for c.fill() {
-			for _, e := range c.words {
-				if c.wants(e.key) && !yield(*(*K)(unsafe.Pointer(&e.key)), *(*V)(unsafe.Pointer(&e.val))) {
-					return nil
+		s := d.scan("values", 0, ^uint64(0), false, true)
+		for s.next() {
+			for _, e := range s.entries {
+				if !yield(e.val) {
+					return
 				}
 			}
 		}
-		return c.err
 	}
-	for c.next() {
-		k, v, ok, err := d.entry(c, keys, vals)
-		if err != nil {
-			return err
+}
+
+// A scan reads the entries of a range of hashes, some at a time, for a loop over
+// each of them. That loop is the caller's, so that the compiler can put it, and
+// the body of the range statement that it serves, where it is used: a call for
+// each entry would take longer than the entry does.
+type scan[K comparable, V any] struct {
+	d       *EMDict[K, V]
+	op      string
+	parts   struct{ keys, vals bool } // what is wanted of an entry
+	c       cursor
+	entries []keyVal[K, V] // after next: the copies to look at
+	one     [1]keyVal[K, V]
+}
+
+// A keyVal is an entry; of words, in the layout of a wordEntry.
+type keyVal[K comparable, V any] struct {
+	key K
+	val V
+}
+
+// scan returns one of the hashes from first to last.
+func (d *EMDict[K, V]) scan(op string, first, last uint64, keys, vals bool) *scan[K, V] {
+	s := &scan[K, V]{d: d, op: op, c: cursor{d: d.d, pos: first, last: last, gathers: d.words}}
+	s.parts.keys, s.parts.vals = keys, vals
+	return s
+}
+
+// next reads more entries, and says whether there are any. Damage ends the
+// loop: it is a fault.
+func (s *scan[K, V]) next() bool {
+	more := s.read()
+	if s.c.err != nil {
+		s.d.d.a.fault(&s.d.d.handle, s.op, 0, s.c.err)
+	}
+	return more
+}
+
+// read is next for whoever looks at the cursor's error.
+func (s *scan[K, V]) read() bool {
+	if s.d.words {
+		for s.c.fill() {
+			if n := len(s.c.words); n > 0 {
+				s.entries = unsafe.Slice((*keyVal[K, V])(unsafe.Pointer(unsafe.SliceData(s.c.words))), n)
+				return true
+			}
 		}
-		if ok && !yield(k, v) {
-			return nil
+		return false
+	}
+	s.entries = s.one[:]
+	for s.c.next() {
+		var ok bool
+		if s.one[0], ok, s.c.err = s.d.entry(&s.c, s.parts.keys, s.parts.vals); ok || s.c.err != nil {
+			return ok
 		}
 	}
-	return c.err
+	return false
 }
 
 // entry decodes the wanted parts of a cursor's entry; ok is false if it has
 // gone meanwhile.
-func (d *EMDict[K, V]) entry(c *cursor, keys, vals bool) (k K, v V, ok bool, err error) {
+func (d *EMDict[K, V]) entry(c *cursor, keys, vals bool) (e keyVal[K, V], ok bool, err error) {
 	if keys {
-		if err = d.key.decode(&k, c.key); err != nil {
-			return k, v, false, fmt.Errorf("key %#x: %w", c.key[:min(len(c.key), maxNamed)], err)
+		if err = d.key.decode(&e.key, c.key); err != nil {
+			return e, false, fmt.Errorf("key %#x: %w", c.key[:min(len(c.key), maxNamed)], err)
 		}
 	}
 	if !vals {
-		return k, v, true, nil
+		return e, true, nil
 	}
 	val := c.val
 	if c.valFar {
 		if val, ok, err = d.d.get(nil, d.d.hash(c.key), c.key); err != nil || !ok {
-			return k, v, false, err
+			return e, false, err
 		}
 	}
-	return k, v, true, d.decodeValue(&v, c.key, val)
+	err = d.decodeValue(&e.val, c.key, val)
+	return e, err == nil, err
 }
 
 // decodeValue sets *v to the value whose encoding is val. Its errors name the

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"reflect"
 	"sync"
 	"unsafe"
@@ -460,11 +461,13 @@ func (e *EMList[T]) DeleteFunc(del func(T) bool) (n int, err error) {
 	for at := 0; at < size && err == nil; {
 		s := selection{base: at}
 		stop := at + min(size-at, maxSelection)
-		err = e.visit(at, stop, 1, func(_ int, v T) bool {
-			s.add(del(v))
-			return h.epoch == e.l.epoch.Load()
-		})
-		if err == nil {
+		w := e.walk("deletefunc", at, stop, false)
+		for h.epoch == e.l.epoch.Load() && w.read() {
+			for _, v := range w.run {
+				s.add(del(v))
+			}
+		}
+		if err = w.err; err == nil {
 			err = e.l.removeSelected(&s, h)
 		}
 		if err == nil {
@@ -492,12 +495,11 @@ func (e *EMList[T]) CopyTo(dst []T, i int) (int, error) {
 
 func (e *EMList[T]) copyTo(dst []T, i int) (n int, err error) {
 	if !e.raw {
-		err := e.visit(i, i+len(dst), 1, func(_ int, v T) bool {
-			dst[n] = v
-			n++
-			return true
-		})
-		return n, err
+		w := e.walk("copyto", i, i+len(dst), false)
+		for w.read() {
+			n += copy(dst[n:], w.run)
+		}
+		return n, w.err
 	}
 	ahead := e.l.lookAhead(i, i+len(dst))
 	for n < len(dst) {
@@ -534,8 +536,19 @@ func (e *EMList[T]) GetMany(dst []T, index []int) error {
 // it: see [EMList.Err], and [Arena.View], which makes it an error.
 func (e *EMList[T]) All() iter.Seq2[int, T] {
 	return func(yield func(int, T) bool) {
-		n, err := e.l.count()
-		e.loop("all", err, 0, n, 1, yield)
+		w := e.walk("all", 0, math.MaxInt, false)
+		for w.next() {
+			run, at, seen := w.run, w.at, w.seen
+			for k, v := range run {
+				if !yield(at+k, v) {
+					return
+				}
+				if seen.changed() {
+					w.cut(k + 1)
+					break
+				}
+			}
+		}
 	}
 }
 
@@ -544,8 +557,19 @@ func (e *EMList[T]) All() iter.Seq2[int, T] {
 func (e *EMList[T]) Range(i, j int) iter.Seq2[int, T] {
 	e.l.checkRange(i, j)
 	return func(yield func(int, T) bool) {
-		n, err := e.l.count()
-		e.loop("range", err, i, min(j, n), 1, yield)
+		w := e.walk("range", i, j, false)
+		for w.next() {
+			run, at, seen := w.run, w.at, w.seen
+			for k, v := range run {
+				if !yield(at+k, v) {
+					return
+				}
+				if seen.changed() {
+					w.cut(k + 1)
+					break
+				}
+			}
+		}
 	}
 }
 
@@ -553,158 +577,220 @@ func (e *EMList[T]) Range(i, j int) iter.Seq2[int, T] {
 // are no longer there when their turn comes are left out.
 func (e *EMList[T]) Backward() iter.Seq2[int, T] {
 	return func(yield func(int, T) bool) {
-		n, err := e.l.count()
-		e.loop("backward", err, n-1, -1, -1, yield)
+		w := e.walk("backward", 0, math.MaxInt, true)
+		for w.next() {
+			run, at, seen := w.run, w.at, w.seen
+			for k := len(run) - 1; k >= 0; k-- {
+				if !yield(at+k, run[k]) {
+					return
+				}
+				if seen.changed() {
+					w.cut(k)
+					break
+				}
+			}
+		}
 	}
 }
 
 // Values is [EMList.All] without the indexes.
 func (e *EMList[T]) Values() iter.Seq[T] {
 	return func(yield func(T) bool) {
-		n, err := e.l.count()
-		e.loop("values", err, 0, n, 1, func(_ int, v T) bool { return yield(v) })
-	}
-}
-
-// loop is visit for an iterator: an error is a fault.
-func (e *EMList[T]) loop(op string, err error, i, end, step int, yield func(int, T) bool) {
-	if err == nil {
-		err = e.visit(i, end, step, yield)
-	}
-	if err != nil {
-		e.l.fault(op, err)
-	}
-}
-
-// visit calls yield for the elements from i to the one before end, which
-// lies in the direction of step, 1 or -1.
-func (e *EMList[T]) visit(i, end, step int, yield func(int, T) bool) error {
-	if (end-i)*step <= 0 {
-		return nil
-	}
-	if e.l.refs || e.l.width == 0 {
-		return e.visitEach(i, end, step, yield)
-	}
-	e.l.loops.Add(1)
-	defer e.l.loops.Add(-1)
-	r := e.newRun((end - i) * step)
-	ahead := e.l.lookAhead(i, end)
-	for i != end {
-		ahead.reach(i)
-		if err := r.read(i, (end-i)*step, step < 0); err != nil {
-			return err
-		}
-		if r.n == 0 { // the list is shorter now
-			if step > 0 {
-				return nil
-			}
-			n, err := e.l.count()
-			if err != nil {
-				return err
-			}
-			i = max(min(i, n-1), end)
-			continue
-		}
-		if e.raw && step > 0 { // the usual loop, in two thirds of the instructions of the other
-			k := 0
-			for ; k < r.n && (k == 0 || e.l.shape.n.Load() == r.stamp.shape && r.stamp.stripe.n.Load() == r.stamp.seen); k++ {
-				if !yield(i+k, r.raw[k]) {
-					return nil
+		w := e.walk("values", 0, math.MaxInt, false)
+		for w.next() {
+			run, seen := w.run, w.seen
+			for k, v := range run {
+				if !yield(v) {
+					return
+				}
+				if seen.changed() {
+					w.cut(k + 1)
+					break
 				}
 			}
-			if i += k; k < r.n {
-				r.want = 1
-			}
-			continue
-		}
-		k := 0
-		for ; k < r.n && (k == 0 || e.l.current(r.stamp)); k++ {
-			v, err := r.at(k, i, step < 0)
-			if err != nil {
-				return err
-			}
-			if !yield(i, v) {
-				return nil
-			}
-			i += step
-		}
-		if k < r.n {
-			r.want = 1
 		}
 	}
-	return nil
 }
 
-// A run is some neighbouring elements, read ahead of a loop: a block at most,
-// fewer after changes in the block that made reading ahead vain.
-type run[T any] struct {
-	e       *EMList[T]
-	n, want int
-	stamp   listStamp
-	raw     []T    // room for elements, if T is raw
-	slots   []byte // the same memory, or encoded elements
+// A walk reads neighbouring elements, some at a time, for a loop over each of
+// them. That loop is the caller's, for the reason of [scan]. It goes on with an
+// element only while nothing in the block has changed since the reading, and
+// otherwise cuts the run there, so that the rest is read anew.
+type walk[T any] struct {
+	e      *EMList[T]
+	op     string
+	lo, hi int  // what is left
+	back   bool // from the last to the first
+
+	// After next: copies of elements, the index of the first, and the state
+	// in which they were read.
+	run  []T
+	at   int
+	seen runStamp
+
+	want  int // how many to read at once: few after changes that made it vain
+	ahead lookahead
+	room  []T
+	slots []byte // the memory of room, or encoded elements; none for elements that are read one by one
+	one   []byte // the encoding of an element that is read alone
+	err   error
 }
 
-func (e *EMList[T]) newRun(n int) *run[T] {
-	n = min(n, 1<<e.l.grain)
-	r := &run[T]{e: e, want: n}
-	if e.raw {
-		r.raw = make([]T, n)
-		r.slots = bytesOf(r.raw)
+// A runStamp is the state of a list and of a block at a read.
+type runStamp struct {
+	list, stripe         *version
+	listSeen, stripeSeen uint64
+}
+
+// changed says that what was read may not be what the list holds now.
+func (s runStamp) changed() bool {
+	return s.list.n.Load() != s.listSeen || s.stripe.n.Load() != s.stripeSeen
+}
+
+// walk returns one of the elements [i, j), as far as they are there.
+func (e *EMList[T]) walk(op string, i, j int, back bool) *walk[T] {
+	n, err := e.l.count()
+	w := &walk[T]{e: e, op: op, lo: i, hi: max(i, min(j, n)), back: back, want: firstRun, err: err}
+	if err == nil {
+		if w.makeRoom(); !back {
+			w.ahead = e.l.lookAhead(w.lo, w.hi)
+		}
+	}
+	return w
+}
+
+const (
+	firstRun   = 16  // elements that a walk reads first: many loops are left early
+	maxDecoded = 256 // at most, where they are decoded
+)
+
+// makeRoom makes room for a block of elements.
+func (w *walk[T]) makeRoom() {
+	n := min(w.hi-w.lo, 1<<w.e.l.grain)
+	switch {
+	case w.e.l.refs || w.e.l.width == 0:
+		w.room = make([]T, 1)
+	case w.e.raw:
+		w.room = make([]T, n)
+		w.slots = bytesOf(w.room)
+	default:
+		w.room = make([]T, min(n, maxDecoded))
+		w.slots = make([]byte, len(w.room)*int(w.e.l.width))
+	}
+}
+
+// next reads more elements, and says whether there are any. Damage ends the
+// loop: it is a fault.
+func (w *walk[T]) next() bool {
+	more := w.read()
+	if !more && w.err != nil {
+		w.e.l.fault(w.op, w.err)
+	}
+	return more
+}
+
+// cut gives up the elements of the run that a loop has not come to: those from
+// k on, or, if it goes backwards, those before k.
+func (w *walk[T]) cut(k int) {
+	if w.back {
+		w.run, w.at = w.run[k:], w.at+k
 	} else {
-		r.slots = make([]byte, n*int(e.l.width))
+		w.run = w.run[:k]
 	}
-	return r
+	w.want = 1
 }
 
-// read reads elements from i on, at most n.
-func (r *run[T]) read(i, n int, backwards bool) (err error) {
-	room := min(r.want, n) * int(r.e.l.width)
-	r.want = min(2*r.want, len(r.slots)/int(r.e.l.width))
-	r.n, r.stamp, err = r.e.l.run(r.slots[:room], i, backwards)
-	return err
-}
-
-// at returns element k of the run in the loop's direction: i of the list.
-func (r *run[T]) at(k, i int, backwards bool) (v T, err error) {
-	if backwards {
-		k = r.n - 1 - k
+// read is next for whoever looks at err.
+func (w *walk[T]) read() bool {
+	if w.back {
+		w.hi -= len(w.run)
+	} else {
+		w.lo += len(w.run)
 	}
-	if k < len(r.raw) {
-		return r.raw[k], nil
-	}
-	return r.decode(k, i)
-}
-
-func (r *run[T]) decode(k, i int) (T, error) {
-	width := int(r.e.l.width)
-	return r.e.decode(i, element{b: r.slots[k*width : (k+1)*width]})
-}
-
-// visitEach is visit for elements that are read one by one.
-func (e *EMList[T]) visitEach(i, end, step int, yield func(int, T) bool) error {
-	var buf []byte
-	for ; i != end; i += step {
-		el, err := e.l.lookup(buf[:0], i)
-		if err != nil {
-			return err
+	for w.run = nil; w.lo < w.hi && w.err == nil; {
+		w.ahead.reach(w.lo)
+		first := w.lo
+		if w.back {
+			first = w.hi - 1
 		}
-		if !el.ok {
-			if step > 0 {
-				return nil
+		n := 0
+		if len(w.slots) > 0 {
+			n = w.readBlock(first)
+		} else {
+			n = w.readEach(first)
+		}
+		if n > 0 || w.err != nil {
+			return len(w.run) > 0
+		}
+		// The list is shorter now.
+		if n, w.err = w.e.l.count(); !w.back || w.err != nil {
+			return false
+		}
+		w.hi = max(min(w.hi, n), w.lo)
+	}
+	return false
+}
+
+// readBlock reads elements of the block of element i.
+func (w *walk[T]) readBlock(i int) (n int) {
+	l := w.e.l
+	n = min(w.want, w.hi-w.lo, len(w.room))
+	w.want = min(2*w.want, len(w.room))
+	n, stamp, err := l.run(w.slots[:n*int(l.width)], i, w.back)
+	if n == 0 || err != nil {
+		w.err = err
+		return 0
+	}
+	w.seen = runStamp{&l.shape.version, stamp.stripe, stamp.shape, stamp.seen}
+	if w.at = i; w.back {
+		w.at = i - n + 1
+	}
+	if w.run = w.room[:n]; !w.e.raw {
+		w.decode()
+	}
+	return n
+}
+
+// decode decodes the elements of the run, or those that a loop comes to before
+// one that cannot be.
+func (w *walk[T]) decode() {
+	width := int(w.e.l.width)
+	for n := range len(w.run) {
+		k := n
+		if w.back {
+			k = len(w.run) - 1 - n
+		}
+		w.run[k], w.err = w.e.decode(w.at+k, element{b: w.slots[k*width : (k+1)*width]})
+		if w.err != nil {
+			if w.back {
+				k++
 			}
-			continue
-		}
-		buf = el.b
-		v, err := e.decode(i, el)
-		if err != nil {
-			return err
-		}
-		if !yield(i, v) {
-			return nil
+			w.cut(k)
+			return
 		}
 	}
-	return nil
+}
+
+// readEach reads element i, and as many after it as there is room for.
+func (w *walk[T]) readEach(i int) (n int) {
+	l := w.e.l
+	shape := l.shape.n.Load()
+	w.seen = runStamp{&l.shape.version, &l.shape.version, shape, shape}
+	w.at, w.run = i, w.room[:0]
+	for n < len(w.room) && i+n < w.hi {
+		var el element
+		if el, w.err = l.lookup(w.one[:0], i+n); w.err != nil || !el.ok {
+			break
+		}
+		w.one = el.b
+		var v T
+		if v, w.err = w.e.decode(i+n, el); w.err != nil {
+			break
+		}
+		w.run = append(w.run, v)
+		n++
+	}
+	return n
 }
 
 // isScalar says whether T is a number other than a complex one.

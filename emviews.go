@@ -71,27 +71,14 @@ func (e *EMList[T]) lend(i, j int, yield func(int, []T) bool) error {
 
 // lendDecoded yields elements in a slice that is used again.
 func (e *EMList[T]) lendDecoded(i, j int, yield func(int, []T) bool) error {
-	n, err := e.l.count()
-	if err != nil {
-		return err
+	w := e.walk("views", i, j, false)
+	if len(w.slots) == 0 {
+		w.room = make([]T, min(j-i, maxDecoded))
 	}
-	run, more := make([]T, 0, min(j-i, maxDecoded)), true
-	err = e.visit(i, min(j, n), 1, func(_ int, v T) bool {
-		if run = append(run, v); len(run) == cap(run) {
-			more = yield(i, run)
-			i += len(run)
-			run = run[:0]
-		}
-		return more
-	})
-	if len(run) > 0 && more {
-		yield(i, run)
+	for w.read() && yield(w.at, w.run) {
 	}
-	return err
+	return w.err
 }
-
-// maxDecoded is how many elements are decoded for one run.
-const maxDecoded = 256
 
 // Mutate calls fn with the elements [i, j) in runs, each with the index of its
 // first, and stores what fn makes of them. It panics unless 0 <= i <= j <= Len.

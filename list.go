@@ -28,7 +28,6 @@ type list struct {
 
 	table      atomic.Pointer[extentTable] // never nil
 	first, end atomic.Uint64               // physical indexes
-	loops      atomic.Int64                // running iterators
 	_          [64]byte
 	shape      ownLine
 	stripes    [listStripes]ownLine
@@ -661,11 +660,10 @@ func (l *list) beginSlot(p uint64) {
 }
 
 func (l *list) endSlot(p uint64) {
-	switch {
-	case !l.word:
+	if l.word {
+		l.stripe(p).step()
+	} else {
 		l.stripe(p).end()
-	case l.loops.Load() != 0:
-		l.stripe(p).n.Add(2)
 	}
 }
 

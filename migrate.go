@@ -348,13 +348,16 @@ func convertList[Old, New any](m *migration, old *EMList[Old], made *EMList[New]
 		}
 		return flush()
 	}
-	var failed error
-	err := old.visit(0, int(m.total), 1, func(i int, v Old) bool {
-		failed = convert(i, v)
-		return failed == nil
-	})
-	if err = errors.Join(err, failed); err != nil || waiting == 0 {
-		return err
+	w := old.walk("migrate", 0, int(m.total), false)
+	for w.read() {
+		for k, v := range w.run {
+			if err := convert(w.at+k, v); err != nil {
+				return err
+			}
+		}
+	}
+	if w.err != nil || waiting == 0 {
+		return w.err
 	}
 	return flush()
 }
@@ -379,13 +382,15 @@ func convertDict[K1 comparable, V1 any, K2 comparable, V2 any](m *migration, old
 		}
 		return nil
 	}
-	var failed error
-	c := cursor{d: old.d, last: ^uint64(0)}
-	err := old.scanCursor(&c, true, true, func(k K1, v V1) bool {
-		failed = convert(k, v)
-		return failed == nil
-	})
-	return errors.Join(err, failed)
+	s := old.scan("migrate", 0, ^uint64(0), true, true)
+	for s.read() {
+		for _, e := range s.entries {
+			if err := convert(e.key, e.val); err != nil {
+				return err
+			}
+		}
+	}
+	return s.c.err
 }
 
 // keyText returns a key as errors show it.

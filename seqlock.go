@@ -59,6 +59,15 @@ func (v *version) endShort() {
 	storePlain(&v.n, v.n.Load()+1)
 }
 
+// step makes loops notice what has changed at once, where readers need not.
+func (v *version) step() {
+	if !wholeWords || raceEnabled {
+		v.n.Add(2)
+		return
+	}
+	storePlain(&v.n, v.n.Load()+2)
+}
+
 // storePlain is n.Store for the only goroutine that stores, who does not wait
 // until others see it. That the compiler neither moves nor drops a store before
 // or behind it, it is not inlined.
