@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
@@ -85,6 +86,75 @@ func TestSortFuncStrings(t *testing.T) {
 	slices.Sort(want)
 	requireSame(t, want, e)
 	noScratch(t, e.Arena())
+}
+
+// Keys that differ in some bits only, high, low and scattered ones, and equal ones keep their order.
+func TestSortKey(t *testing.T) {
+	t.Parallel()
+	for _, n := range []int{0, 1, 2, 13, 5000, 8192, 8193, 100_000, 300_001} {
+		for _, mask := range []uint64{0, 0xff, 1<<63 | 1, 0xfff000ff0000f00f, ^uint64(0)} {
+			t.Run(fmt.Sprintf("n=%d/mask=%#x", n, mask), func(t *testing.T) {
+				t.Parallel()
+				e, want := sortFixture(t, n)
+				key := func(v numbered) uint64 { return uint64(v.Key) * 0x9e3779b97f4a7c15 & mask }
+				done, of := int64(0), int64(0)
+				require.NoError(t, e.SortKey(t.Context(), key, func(d, total int64) {
+					require.LessOrEqual(t, done, d)
+					done, of = d, total
+				}))
+				slices.SortStableFunc(want, func(a, b numbered) int { return cmp.Compare(key(a), key(b)) })
+				requireSame(t, want, e)
+				require.Equal(t, of, done)
+				noScratch(t, e.Arena())
+				require.NoError(t, e.Sync())
+				require.NoError(t, e.Arena().Check(t.Context(), nil))
+			})
+		}
+	}
+	t.Run("strings", func(t *testing.T) {
+		t.Parallel()
+		e := listOf[string](t, testArena(t, tiny()), nil)
+		var want []string
+		for i := range 30_000 {
+			want = append(want, strings.Repeat("x", i*7919%300))
+		}
+		require.NoError(t, e.Append(want...))
+		require.NoError(t, e.SortKey(t.Context(), func(v string) uint64 { return uint64(len(v)) }, nil))
+		slices.SortFunc(want, func(a, b string) int { return cmp.Compare(len(a), len(b)) })
+		requireSame(t, want, e)
+	})
+	t.Run("signed", func(t *testing.T) {
+		t.Parallel()
+		e := listOf[int64](t, testArena(t, tiny()), nil)
+		require.NoError(t, e.Append(5, -3, math.MaxInt64, 0, math.MinInt64, -1))
+		require.NoError(t, e.SortKey(t.Context(), func(v int64) uint64 { return uint64(v) ^ 1<<63 }, nil))
+		requireSame(t, []int64{math.MinInt64, -3, -1, 0, 5, math.MaxInt64}, e)
+	})
+}
+
+// A key function that returns now this, now that, loses no element.
+func TestSortKeyDiffers(t *testing.T) {
+	t.Parallel()
+	e, want := sortFixture(t, 5000)
+	for calls := range 30_000 {
+		if calls%997 != 0 {
+			continue
+		}
+		left := calls
+		err := e.SortKey(t.Context(), func(v numbered) uint64 {
+			if left--; left < 0 {
+				return ^uint64(0)
+			}
+			return uint64(v.Key)
+		}, nil)
+		if err == nil { // it differed where that is no matter
+			slices.SortFunc(want, func(a, b numbered) int { return cmp.Compare(a.Place, b.Place) })
+			require.NoError(t, e.SortFunc(func(a, b numbered) int { return cmp.Compare(a.Place, b.Place) }))
+		} else {
+			require.ErrorIs(t, err, errKeyDiffers)
+		}
+		requireSame(t, want, e)
+	}
 }
 
 // What ends a sorting early leaves the list as it was, and no scratch file.

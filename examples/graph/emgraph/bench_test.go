@@ -3,6 +3,7 @@
 package emgraph
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -245,7 +246,7 @@ func BenchmarkSort(b *testing.B) {
 		"mapped": func() {
 			edges := make([]Edge, r.Edges)
 			r.fill(edges, 0, r.labels())
-			slices.SortFunc(edges, bySource)
+			slices.SortFunc(edges, func(a, b Edge) int { return cmp.Compare(a.key(), b.key()) })
 		},
 		"list": func() {
 			g := newGraph(b)

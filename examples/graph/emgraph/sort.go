@@ -1,20 +1,15 @@
 package emgraph
 
-import (
-	"cmp"
-	"context"
-)
+import "context"
 
 // Sort sorts the edges by source and target and makes the index of them. If it
 // ends early, because ctx does, the graph is as it was, or sorted without an index.
 func (g *Graph) Sort(ctx context.Context, progress Progress) error {
-	if err := g.Edges.SortContext(ctx, bySource, progress); err != nil {
+	if err := g.Edges.SortKey(ctx, Edge.key, progress); err != nil {
 		return err
 	}
 	return g.Arena.Update(func() error { return g.makeIndex(ctx, progress) })
 }
-
-func bySource(a, b Edge) int { return cmp.Compare(a.key(), b.key()) }
 
 // key is in order as edges are.
 func (e Edge) key() uint64 { return uint64(e.Source)<<32 | uint64(e.Target) }
