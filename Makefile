@@ -8,7 +8,7 @@
 
 GO      ?= go
 MEETING  = TestModel|TestRace|Writers|Readers|Concurrent|Busy|BesideClose|RolledBack|OthersWait|WhileChanging|GroupCommit|Callback
-PORTABLE = TestSame|TestSample|TestCodec|TestDerived(RoundTrips|Hostile|Keys|InContainers|NaN)|TestEntries|TestHash(Vectors|Stable|Secrets)|TestLayoutFor|TestControlWords|TestExtentTable|TestUnixMapping|TestEMListQueue|TestEMListExtentBorders|TestEMDict(Bytes|FloatKeys|Rollback)|TestUpdate|TestDefectLock|TestViews|TestMutate|TestSortFunc$$|TestSortFuncStrings|TestSortKey
+PORTABLE = TestSame|TestSample|TestCodec|TestDerived(RoundTrips|Hostile|Keys|InContainers|NaN)|TestEntries|TestHash(Vectors|Stable|Secrets)|TestLayoutFor|TestControlWords|TestExtentTable|TestUnixMapping|TestEMListQueue|TestEMListExtentBorders|TestEMDict(Bytes|FloatKeys|Rollback)|TestUpdate|TestDefectLock|TestViews|TestMutate|TestSortFunc$$|TestSortFuncStrings|TestSortKey|TestRadixSort
 TARGETS ?= windows/amd64 windows/386 darwin/arm64 freebsd/amd64 openbsd/amd64
 
 # GOARCH/QEMU's name: s390x is big-endian, loong64 has pages of 16 KiB, arm has 32 bits (386 under QEMU upsets the signal handling of Go).

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"math"
 	"math/bits"
 	"slices"
 	"unsafe"
@@ -246,7 +247,8 @@ func (s *sorting[T]) merge(parts []part) (part, error) {
 	out := make([]byte, 0, block)
 	losers := s.play(heads)
 	for h := losers[0]; !h.ended; h = losers[0] {
-		if out = append(out, h.slot...); len(out)+width > cap(out) {
+		out = out[:len(out)+width]
+		if storeSlot(out[len(out)-width:], h.slot); len(out)+width > cap(out) {
 			if err := s.flush(&out); err != nil {
 				return part{}, err
 			}
@@ -289,16 +291,24 @@ func (s *sorting[T]) replay(losers []*head[T], h *head[T]) {
 	losers[0] = h
 }
 
-// before says whether a comes before b: of equals the older, and at the end
-// those that have ended.
+// before says whether a comes before b.
 func (s *sorting[T]) before(a, b *head[T]) bool {
-	switch {
-	case a.ended || b.ended:
-		return !a.ended
-	case s.key != nil:
-		return a.key < b.key || a.key == b.key && a.age < b.age
+	if a.key != b.key {
+		return a.key < b.key
 	}
-	c := s.cmp(a.value, b.value)
+	return s.beforeEqual(a, b)
+}
+
+// beforeEqual is before for equal keys, or without keys: of equals the older
+// comes first, and those that have ended come last.
+func (s *sorting[T]) beforeEqual(a, b *head[T]) bool {
+	if a.ended || b.ended {
+		return !a.ended
+	}
+	c := 0
+	if s.key == nil {
+		c = s.cmp(a.value, b.value)
+	}
 	return c < 0 || c == 0 && a.age < b.age
 }
 
@@ -319,14 +329,18 @@ type head[T any] struct {
 	pos   int
 	slot  []byte
 	value T
-	key   uint64 // of value, if that is what is sorted by
+	key   uint64 // of value, if that is what is sorted by; the highest at the end
 	ended bool
 }
 
 // next moves on.
 func (h *head[T]) next(s *sorting[T]) (err error) {
 	if h.pos == len(h.buf) {
-		if h.ended = h.part.off == h.part.end; h.ended {
+		if h.part.off == h.part.end {
+			h.ended = true
+			if s.key != nil {
+				h.key = math.MaxUint64
+			}
 			return nil
 		}
 		size := min(int64(cap(h.buf)), h.part.end-h.part.off)
@@ -340,7 +354,7 @@ func (h *head[T]) next(s *sorting[T]) (err error) {
 	h.slot = h.buf[h.pos : h.pos+width]
 	h.pos += width
 	if s.e.raw {
-		copy(memoryOf(&h.value), h.slot)
+		storeSlot(memoryOf(&h.value), h.slot)
 	} else if h.value, _, err = s.decode(0, h.slot); err != nil {
 		return err
 	}
@@ -380,49 +394,102 @@ func sortItems[S any](items []S, cmp func(a, b S) int, key func(v S) uint64, ste
 	return mergeSort(items, make([]S, len(items)/2), cmp, step)
 }
 
-// radixSort sorts items by their keys, equal ones in their order, digit by digit
-// from the lowest (Knuth, The Art of Computer Programming 3, 5.2.5), with room
-// for as many. It passes over digits that are the same in all keys.
+// radixSort sorts items by their keys, equal ones in their order, with room for
+// as many (Knuth, The Art of Computer Programming 3, 5.2.5). More than a cache
+// holds are distributed by the highest bits in which keys differ, and then each
+// part is sorted by itself.
 func radixSort[S any](items, room []S, key func(v S) uint64, step func(n int) error) error {
-	const radix = 1 << 11 // as many ends as the first level of a cache has room for
 	first, differing := key(items[0]), uint64(0)
 	for _, v := range items {
 		differing |= key(v) ^ first
 	}
-	from, to := items, room
-	for differing != 0 {
-		shift := bits.TrailingZeros64(differing)
-		differing &^= (radix - 1) << shift
-		var ends, want [radix]int // of each digit's items: as they come to be, and at last
-		for _, v := range from {
-			ends[key(v)>>shift%radix]++
-		}
-		sum := 0
-		for d, n := range ends {
-			ends[d] = sum
-			sum += n
-			want[d] = sum
-		}
-		for _, v := range from {
-			end := &ends[key(v)>>shift%radix]
-			if *end >= len(to) {
-				return errKeyDiffers
-			}
-			to[*end] = v
-			*end++
-		}
-		if ends != want {
-			return errKeyDiffers // and would have lost items
-		}
-		from, to = to, from
-		if err := step(0); err != nil {
+	if len(items)*int(unsafe.Sizeof(items[0])) <= radixCache || differing == 0 {
+		if err := sortDigits(items, room, key, differing); err != nil {
 			return err
 		}
+		return step(len(items))
 	}
-	if unsafe.SliceData(from) != unsafe.SliceData(items) {
+	var ends [1 << partBits]uint64
+	shift := max(0, bits.Len64(differing)-partBits)
+	for _, v := range items {
+		ends[key(v)>>shift%(1<<partBits)]++
+	}
+	if err := distribute(items, room, key, shift, ends[:]); err != nil {
+		return err
+	}
+	copy(items, room)
+	start := uint64(0)
+	for _, end := range ends {
+		if end > start {
+			if err := radixSort(items[start:end], room[start:end], key, step); err != nil {
+				return err
+			}
+		}
+		start = end
+	}
+	return nil
+}
+
+const (
+	radixCache = 1 << 20 // bytes of items; as much again is room
+	partBits   = 11      // as many parts as caches have lines for
+	digitBits  = 8
+)
+
+// sortDigits is radixSort from the lowest digit on, of keys that differ in some
+// bits only.
+func sortDigits[S any](items, room []S, key func(v S) uint64, differing uint64) error {
+	var shifts [64 / digitBits]int
+	digits := 0
+	for ; differing != 0; digits++ {
+		shift := min(bits.TrailingZeros64(differing), 64-digitBits)
+		differing &^= (1<<digitBits - 1) << shift
+		shifts[digits] = shift
+	}
+	var ends [len(shifts)][1 << digitBits]uint64
+	for _, v := range items {
+		k := key(v)
+		for i, shift := range shifts[:digits] {
+			ends[i][k>>shift%(1<<digitBits)]++
+		}
+	}
+	from, to := items, room
+	for i, shift := range shifts[:digits] {
+		if err := distribute(from, to, key, shift, ends[i][:]); err != nil {
+			return err
+		}
+		from, to = to, from
+	}
+	if digits%2 != 0 {
 		copy(items, from)
 	}
-	return step(len(items))
+	return nil
+}
+
+// distribute copies items to the order of a digit of their keys: that many bits
+// from shift on as number[d] says how many items have which d. It makes these
+// numbers the ends of where they come to be.
+func distribute[S any](from, to []S, key func(v S) uint64, shift int, number []uint64) error {
+	var starts [1 << partBits]uint64
+	next, sum := starts[:len(number)], uint64(0)
+	for d, n := range number {
+		next[d] = sum
+		sum += n
+		number[d] = sum
+	}
+	mask := uint64(len(number) - 1)
+	for _, v := range from {
+		at := &next[key(v)>>shift&mask]
+		if *at >= uint64(len(to)) {
+			return errKeyDiffers
+		}
+		to[*at] = v
+		*at++
+	}
+	if !slices.Equal(next, number) { // something would be there twice, and something lost
+		return errKeyDiffers
+	}
+	return nil
 }
 
 var errKeyDiffers = errors.New("the key function returned different numbers for the same element")

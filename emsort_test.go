@@ -135,6 +135,36 @@ func TestSortKey(t *testing.T) {
 	})
 }
 
+// More items than a cache holds, with keys that are spread evenly, all alike, or nearly so.
+func TestRadixSort(t *testing.T) {
+	t.Parallel()
+	seed := rand.Uint64()
+	r := rand.New(rand.NewPCG(seed, 0))
+	for name, key := range map[string]func() uint64{
+		"even":   r.Uint64,
+		"low":    func() uint64 { return r.Uint64N(1 << 20) },
+		"skewed": func() uint64 { return uint64(1e3 / (r.Float64() + 1e-9)) },
+		"few":    func() uint64 { return r.Uint64N(3) << 62 },
+		"same":   func() uint64 { return 7 },
+	} {
+		items := make([]keyedSlot[uint64], 3*radixCache/16)
+		for i := range items {
+			items[i] = keyedSlot[uint64]{key(), i}
+		}
+		want := slices.Clone(items)
+		slices.SortStableFunc(want, func(a, b keyedSlot[uint64]) int { return cmp.Compare(a.value, b.value) })
+		sorted := 0
+		err := radixSort(items, slices.Clone(items), func(k keyedSlot[uint64]) uint64 { return k.value }, func(n int) error {
+			sorted += n
+			return nil
+		})
+		require.NoError(t, err)
+		require.Equal(t, len(items), sorted)
+		require.True(t, slices.Equal(want, items), "%s, seed %d", name, seed)
+		require.ErrorIs(t, radixSort(items, want, func(keyedSlot[uint64]) uint64 { return r.Uint64() }, func(int) error { return nil }), errKeyDiffers)
+	}
+}
+
 // A key function that returns now this, now that, loses no element.
 func TestSortKeyDiffers(t *testing.T) {
 	t.Parallel()
