@@ -158,9 +158,11 @@ func (e *EMList[T]) tryGet(i int) (v T, ok bool) {
 	if uint64(i) >= l.end.Load()-first || shape&1 != 0 {
 		return v, false
 	}
-	p := l.memoryAt(first + uint64(i))
+	p := l.table.Load().memory(first + uint64(i))
 	if p == nil {
-		return v, false
+		if p = l.memoryAt(first + uint64(i)); p == nil {
+			return v, false
+		}
 	}
 	v = *(*T)(p)
 	readFence()
@@ -196,6 +198,9 @@ func (e *EMList[T]) decode(i int, el element) (v T, err error) {
 
 // Set replaces element i. It panics if the list has none.
 func (e *EMList[T]) Set(i int, v T) error {
+	if e.word && e.l.setWord(i, memoryOf(&v)) {
+		return nil
+	}
 	if e.raw {
 		return e.l.result("set", e.l.set(i, memoryOf(&v)))
 	}

@@ -57,8 +57,8 @@ const (
 
 	listKind      = "EMDlist1"
 	inlineExtents = 256
-	maxExtents    = 1 << 22  // in a table
-	maxExtentSize = 16 << 20 // bytes
+	maxExtents    = 1 << 23  // in a table
+	maxExtentSize = 2 << 20  // bytes: maxExtents of them are 16 TiB
 	maxSlot       = 64 << 10 // bytes; larger elements are records
 	maxListLen    = min(1<<40, math.MaxInt)
 )
@@ -113,9 +113,9 @@ type extentTable struct {
 	mem []unsafe.Pointer
 }
 
-// cachedExtents bounds the memory of mem to half a megabyte. It is enough for
-// a list of 1 TiB.
-const cachedExtents = 1 << 16
+// cachedExtents bounds the memory of mem to 8 MiB. It is enough for a list of
+// 1 TiB.
+const cachedExtents = 1 << 20
 
 // locate returns the extent that slot p lies in, and its index there.
 func (t *extentTable) locate(p uint64) (k, at uint64) {
@@ -127,6 +127,18 @@ func (t *extentTable) locate(p uint64) (k, at uint64) {
 		return 0, p
 	}
 	return n, p &^ (1 << ((uint64(t.grain) + n - 1) & 63))
+}
+
+// memory is memoryAt for the slots of the largest extents, which are most of a
+// long list; nil says nothing. It is inlined.
+func (t *extentTable) memory(p uint64) unsafe.Pointer {
+	whole := p >> (t.last & 63)
+	if i := whole + uint64(t.last-t.grain) - t.base; whole != 0 && i < uint64(len(t.mem)) {
+		if m := atomic.LoadPointer(&t.mem[i]); m != nil {
+			return unsafe.Add(m, p&(1<<(t.last&63)-1)*t.width)
+		}
+	}
+	return nil
 }
 
 // start returns the first slot of extent k.

@@ -522,6 +522,20 @@ func (l *list) enterAnyway(holder bool) {
 
 func (l *list) leave() { l.writer.mu.Unlock() }
 
+// lockShort is enter, for a change of a slot and of extra bytes at most, where
+// nothing is in the way. Nearly every change is one of these.
+func (l *list) lockShort(extra int64) bool {
+	if !l.a.admits(l.smallCost() + extra) {
+		return false
+	}
+	l.writer.mu.Lock()
+	if len(l.writer.busy) == 0 && l.active.Load() && l.hdr != 0 && !l.shape.changing() {
+		return true
+	}
+	l.writer.mu.Unlock()
+	return false
+}
+
 // enterFor is enter for a change whose cost depends on the list: need tells
 // it, inside.
 func (l *list) enterFor(holder bool, need func() (int64, error)) error {
@@ -707,6 +721,42 @@ func (l *list) set(i int, b []byte) error {
 	return l.setReserved(i, b)
 }
 
+// setWord is set of a word where nothing is in the way. It stores it with one
+// instruction.
+func (l *list) setWord(i int, word []byte) bool {
+	if optimistic { // it comes while the lock is taken
+		if p := l.table.Load().memory(l.first.Load() + uint64(i)); p != nil {
+			prefetch(p)
+		}
+	}
+	if !l.lockShort(0) {
+		return false
+	}
+	stored := uint64(i) < l.len() && l.storeWord(l.first.Load()+uint64(i), word)
+	l.leave()
+	return stored
+}
+
+// storeWord puts a word into slot p, if the memory of its extent is known.
+func (l *list) storeWord(p uint64, word []byte) bool {
+	t := l.table.Load()
+	k, at := t.locate(p)
+	i := k - t.base
+	if i >= uint64(len(t.mem)) {
+		return false
+	}
+	m := atomic.LoadPointer(&t.mem[i])
+	if m == nil {
+		return false
+	}
+	at *= t.width
+	off := uint64(fileUint32(atomic.LoadUint32(&t.entries[i])))<<pageShift + at
+	l.a.space.touch(pageNo(off>>pageShift), 1<<(off%pageSize>>lineShift))
+	storeSlot(unsafe.Slice((*byte)(unsafe.Add(m, at)), len(word)), word)
+	l.stripe(p).step()
+	return true
+}
+
 // setReserved is set where the element may have no extent.
 func (l *list) setReserved(i int, b []byte) error {
 	err := l.enterFor(false, func() (int64, error) {
@@ -860,10 +910,16 @@ func (l *list) create() (pageNo, error) {
 	return p, l.load(p)
 }
 
-// largest returns log2 of the slots of the largest extents of a new list: an
+// largest returns log2 of the slots of the largest extents of a new list. They are
+// small, for in a region, whose first pages are taken, the room of one is lost; but
+// maxExtents of them hold 2^40 words, or a file. They are at most an
 // eighth of the limit, so that a rewriting can hold some at once.
 func (l *list) largest() uint8 {
-	size := min(maxExtentSize, l.a.limit/8, int64(l.a.alloc.maxRun())<<pageShift)
+	size := int64(maxExtentSize)
+	if l.width <= 8 {
+		size /= 2
+	}
+	size = min(size, l.a.limit/8, int64(l.a.alloc.maxRun())<<pageShift)
 	return max(l.grain, uint8(bits.Len64(uint64(size)/max(1, l.width))-1))
 }
 

@@ -11,6 +11,15 @@ import (
 
 // appendSlots appends n slots, all or none. It locks.
 func (l *list) appendSlots(b []byte, n uint64, holder bool) error {
+	if !holder && l.lockShort(int64(len(b))) {
+		fits := n <= l.tail.n && l.len()+n <= maxListLen
+		if fits {
+			l.fillTail(b, n)
+		}
+		if l.leave(); fits {
+			return nil
+		}
+	}
 	cost := l.smallCost() + int64(len(b))
 	for {
 		if err := l.enterAs(cost, holder); err != nil {
@@ -40,13 +49,21 @@ func (l *list) fillTail(b []byte, n uint64) {
 	} else {
 		l.a.space.mark(l.tail.off, len(b))
 	}
-	copy(unsafe.Slice((*byte)(l.tail.mem), len(b)), b)
+	if len(b) == 8 {
+		*(*[8]byte)(l.tail.mem) = [8]byte(b)
+	} else {
+		copy(unsafe.Slice((*byte)(l.tail.mem), len(b)), b)
+	}
 	l.tail.n -= n
 	if l.tail.n != 0 {
 		l.tail.mem = unsafe.Add(l.tail.mem, len(b))
 	}
 	l.tail.off += uint64(len(b))
-	l.end.Store(l.end.Load() + n)
+	if wholeWords && !raceEnabled { // in order, and no reader waits for it
+		storePlain(&l.end, l.end.Load()+n)
+	} else {
+		l.end.Store(l.end.Load() + n)
+	}
 }
 
 // extend appends n slots, all or none.
