@@ -431,8 +431,9 @@ func (l *list) runAt(i, most int) (mem unsafe.Pointer, n int, err error) {
 	}
 }
 
-// A lookahead asks for what a loop is about to read: aheadSize bytes at a
-// time. Shorter loops do without.
+// A lookahead asks for what a loop is about to read, aheadSize bytes at a time:
+// it waits for the piece that the loop has come to, and has the next one read
+// meanwhile. Shorter loops do without.
 type lookahead struct {
 	l         *list
 	from, end int // elements not asked for yet
@@ -452,13 +453,21 @@ func (a *lookahead) reach(i int) {
 	if i < a.from || i >= a.end {
 		return
 	}
+	a.from = i + a.ask(i, a.l.a.space.willNeed)
+	if a.from < a.end {
+		a.ask(a.from, a.l.a.space.prefetchRange)
+	}
+}
+
+// ask asks for elements from i on, and returns for how many.
+func (a *lookahead) ask(i int, read func(off uint64, n int)) int {
 	l, t := a.l, a.l.table.Load()
 	p := l.first.Load() + uint64(i)
 	n := min(uint64(a.end-i), max(1, aheadSize/l.width), t.room(p))
 	if k, at := t.locate(p); t.entry(k) != 0 {
-		l.a.space.willNeed(uint64(t.entry(k))<<pageShift+at*t.width, int(n*t.width))
+		read(uint64(t.entry(k))<<pageShift+at*t.width, int(n*t.width))
 	}
-	a.from = i + int(n)
+	return int(n)
 }
 
 // copySlots copies n slots from p on, all of one extent, to dst.

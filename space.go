@@ -198,9 +198,12 @@ func (s *space) willNeed(off uint64, n int) {
 	}
 }
 
-// prefetch is willNeed of a page, without waiting for the disk.
-func (s *space) prefetch(p pageNo) {
-	if b := s.osPages(uint64(p)<<pageShift, pageSize); b != nil {
+// prefetch is prefetchRange of a page.
+func (s *space) prefetch(p pageNo) { s.prefetchRange(uint64(p)<<pageShift, pageSize) }
+
+// prefetchRange is willNeed without waiting for the disk.
+func (s *space) prefetchRange(off uint64, n int) {
+	if b := s.osPages(off, n); b != nil {
 		s.mapping.prefetch(unsafe.Pointer(unsafe.SliceData(b)), int64(len(b)))
 	}
 }
