@@ -532,13 +532,14 @@ func (l *list) enterAnyway(holder bool) {
 func (l *list) leave() { l.writer.mu.Unlock() }
 
 // lockShort is enter, for a change of a slot and of extra bytes at most, where
-// nothing is in the way. Nearly every change is one of these.
+// nothing is in the way. Nearly every change is one of these. A list without a header
+// has no slots and no room in its tail; the arena may have been closed before the lock.
 func (l *list) lockShort(extra int64) bool {
 	if !l.a.admits(l.smallCost() + extra) {
 		return false
 	}
 	l.writer.mu.Lock()
-	if len(l.writer.busy) == 0 && l.active.Load() && l.hdr != 0 && !l.shape.changing() {
+	if len(l.writer.busy) == 0 && l.active.Load() && !l.shape.changing() {
 		return true
 	}
 	l.writer.mu.Unlock()
