@@ -603,3 +603,31 @@ func inTempFolder() (leave func()) {
 		os.RemoveAll(dir) // a leftover in the folder for temporary files does no harm
 	}
 }
+
+// SortKey sorts words by their lengths; words of one length stay in their order.
+func ExampleEMList_SortKey() {
+	defer inTempFolder()()
+
+	words, err := emd.OpenList[string]("words.emd", nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer words.Close()
+	if err := words.Append("lists", "may", "be", "sorted", "by", "key"); err != nil {
+		log.Fatal(err)
+	}
+
+	length := func(word string) uint64 { return uint64(len(word)) }
+	if err := words.SortKey(context.Background(), length, nil); err != nil {
+		log.Fatal(err)
+	}
+	for word := range words.Values() {
+		fmt.Print(word, " ")
+	}
+	if err := words.Err(); err != nil {
+		log.Fatal(err)
+	}
+
+	// Output:
+	// be by may key lists sorted
+}

@@ -59,7 +59,7 @@ func (l *list) fillTail(b []byte, n uint64) {
 		l.tail.mem = unsafe.Add(l.tail.mem, len(b))
 	}
 	l.tail.off += uint64(len(b))
-	if wholeWords && !raceEnabled { // in order, and no reader waits for it
+	if wholeWords && !raceEnabled && len(b) <= pageSize { // see beginShort
 		storePlain(&l.end, l.end.Load()+n)
 	} else {
 		l.end.Store(l.end.Load() + n)
