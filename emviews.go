@@ -72,7 +72,7 @@ func (e *EMList[T]) lend(i, j int, yield func(int, []T) bool) error {
 // lendDecoded yields elements in a slice that is used again.
 func (e *EMList[T]) lendDecoded(i, j int, yield func(int, []T) bool) error {
 	w := e.walk("views", i, j, false)
-	if len(w.slots) == 0 {
+	if w.want = maxDecoded; len(w.slots) == 0 {
 		w.room = make([]T, min(j-i, maxDecoded))
 	}
 	for w.read() && yield(w.at, w.run) {

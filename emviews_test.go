@@ -44,7 +44,7 @@ func TestViews(t *testing.T) {
 			break
 		}
 	} else {
-		require.LessOrEqual(t, runs, len(want)/maxDecoded+1, "elements are decoded for long runs")
+		require.Less(t, runs, 2*len(want)/maxDecoded, "elements are decoded for long runs")
 	}
 	for _, r := range [][2]int{{-1, 3}, {3, 2}, {0, 120_001}} {
 		assert.Panics(t, func() { e.Views(r[0], r[1]) }, r)
@@ -130,7 +130,7 @@ func TestViewsNoAllocation(t *testing.T) {
 	if e.raw {
 		assert.Zero(t, allocs)
 	} else {
-		assert.LessOrEqual(t, allocs, 2.0, "for the run, not for its elements")
+		assert.LessOrEqual(t, allocs, 3.0, "for the loop, not for its elements")
 	}
 }
 
