@@ -93,17 +93,8 @@ func (d *EMDict[K, V]) Partition(i, n int) iter.Seq2[K, V] {
 	if (i < 0 || i >= n) && d.d.a.check(&d.d.handle) == nil {
 		panic(indexError{fmt.Sprintf("partition %d of %d", i, n)})
 	}
-	return func(yield func(K, V) bool) {
-		first, last := partition(i, n)
-		s := d.scan("partition", first, last, true, true)
-		for s.next() {
-			for _, e := range s.entries {
-				if !yield(e.key, e.val) {
-					return
-				}
-			}
-		}
-	}
+	first, last := partition(i, n)
+	return d.loop("partition", first, last)
 }
 
 // partition returns the first and the last hash of part i of n. For a bad i

@@ -516,9 +516,12 @@ func (d *EMDict[K, V]) Grow(n int) error { return d.error("grow", d.d.grow(n)) }
 // beginning to end comes exactly once, one that comes or goes may or may not.
 //
 // Damage ends the loop; [EMDict.Err] tells.
-func (d *EMDict[K, V]) All() iter.Seq2[K, V] {
+func (d *EMDict[K, V]) All() iter.Seq2[K, V] { return d.loop("all", 0, ^uint64(0)) }
+
+// loop is a loop over the entries of the hashes from first to last.
+func (d *EMDict[K, V]) loop(op string, first, last uint64) iter.Seq2[K, V] {
 	return func(yield func(K, V) bool) {
-		s := d.scan("all", 0, ^uint64(0), true, true)
+		s := d.scan(op, first, last, true, true)
 		for s.next() {
 			for _, e := range s.entries {
 				if !yield(e.key, e.val) {
@@ -562,12 +565,12 @@ func (d *EMDict[K, V]) Values() iter.Seq[V] {
 // the body of the range statement that it serves, where it is used: a call for
 // each entry would take longer than the entry does.
 type scan[K comparable, V any] struct {
-	d       *EMDict[K, V]
-	op      string
-	parts   struct{ keys, vals bool } // what is wanted of an entry
-	c       cursor
-	entries []keyVal[K, V] // after next: the copies to look at
-	one     [1]keyVal[K, V]
+	d          *EMDict[K, V]
+	op         string
+	keys, vals bool // what is wanted of an entry
+	c          cursor
+	entries    []keyVal[K, V] // after next: the copies to look at
+	one        [1]keyVal[K, V]
 }
 
 // A keyVal is an entry; of words, in the layout of a wordEntry.
@@ -578,9 +581,8 @@ type keyVal[K comparable, V any] struct {
 
 // scan returns one of the hashes from first to last.
 func (d *EMDict[K, V]) scan(op string, first, last uint64, keys, vals bool) *scan[K, V] {
-	s := &scan[K, V]{d: d, op: op, c: cursor{d: d.d, pos: first, last: last, gathers: d.words}}
-	s.parts.keys, s.parts.vals = keys, vals
-	return s
+	c := cursor{d: d.d, pos: first, last: last, gathers: d.words}
+	return &scan[K, V]{d: d, op: op, keys: keys, vals: vals, c: c}
 }
 
 // next reads more entries, and says whether there are any. Damage ends the
@@ -607,7 +609,7 @@ func (s *scan[K, V]) read() bool {
 	s.entries = s.one[:]
 	for s.c.next() {
 		var ok bool
-		if s.one[0], ok, s.c.err = s.d.entry(&s.c, s.parts.keys, s.parts.vals); ok || s.c.err != nil {
+		if s.one[0], ok, s.c.err = s.d.entry(&s.c, s.keys, s.vals); ok || s.c.err != nil {
 			return ok
 		}
 	}

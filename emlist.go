@@ -198,9 +198,6 @@ func (e *EMList[T]) decode(i int, el element) (v T, err error) {
 
 // Set replaces element i. It panics if the list has none.
 func (e *EMList[T]) Set(i int, v T) error {
-	if e.word && e.l.setWord(i, memoryOf(&v)) {
-		return nil
-	}
 	if e.raw {
 		return e.l.result("set", e.l.set(i, memoryOf(&v)))
 	}
@@ -539,30 +536,19 @@ func (e *EMList[T]) GetMany(dst []T, index []int) error {
 // the length at its start, shows each element as it is when its turn comes,
 // and stops early if the list becomes shorter; the body may change the list. A fault ends
 // it: see [EMList.Err], and [Arena.View], which makes it an error.
-func (e *EMList[T]) All() iter.Seq2[int, T] {
-	return func(yield func(int, T) bool) {
-		w := e.walk("all", 0, math.MaxInt, false)
-		for w.next() {
-			run, at, seen := w.run, w.at, w.seen
-			for k, v := range run {
-				if !yield(at+k, v) {
-					return
-				}
-				if seen.changed() {
-					w.cut(k + 1)
-					break
-				}
-			}
-		}
-	}
-}
+func (e *EMList[T]) All() iter.Seq2[int, T] { return e.loop("all", 0, math.MaxInt) }
 
 // Range is [EMList.All] for the elements [i, j). It panics unless
 // 0 <= i <= j <= Len.
 func (e *EMList[T]) Range(i, j int) iter.Seq2[int, T] {
 	e.l.checkRange(i, j)
+	return e.loop("range", i, j)
+}
+
+// loop is a loop over the elements [i, j), as far as they are there.
+func (e *EMList[T]) loop(op string, i, j int) iter.Seq2[int, T] {
 	return func(yield func(int, T) bool) {
-		w := e.walk("range", i, j, false)
+		w := e.walk(op, i, j, false)
 		for w.next() {
 			run, at, seen := w.run, w.at, w.seen
 			for k, v := range run {
@@ -718,33 +704,32 @@ func (w *walk[T]) read() bool {
 		if w.back {
 			first = w.hi - 1
 		}
-		n := 0
 		if len(w.slots) > 0 {
-			n = w.readBlock(first)
+			w.readBlock(first)
 		} else {
-			n = w.readEach(first)
+			w.readEach(first)
 		}
-		if n > 0 || w.err != nil {
-			return len(w.run) > 0
+		if len(w.run) > 0 {
+			return true
 		}
-		// The list is shorter now.
-		if n, w.err = w.e.l.count(); !w.back || w.err != nil {
-			return false
+		if w.err == nil { // the list is shorter now
+			var n int
+			n, w.err = w.e.l.count()
+			w.hi = max(min(w.hi, n), w.lo)
 		}
-		w.hi = max(min(w.hi, n), w.lo)
 	}
 	return false
 }
 
 // readBlock reads elements of the block of element i.
-func (w *walk[T]) readBlock(i int) (n int) {
+func (w *walk[T]) readBlock(i int) {
 	l := w.e.l
-	n = min(w.want, w.hi-w.lo, len(w.room))
+	n := min(w.want, w.hi-w.lo, len(w.room))
 	w.want = min(2*w.want, len(w.room))
 	n, stamp, err := l.run(w.slots[:n*int(l.width)], i, w.back)
 	if n == 0 || err != nil {
 		w.err = err
-		return 0
+		return
 	}
 	w.seen = runStamp{&l.shape.version, stamp.stripe, stamp.shape, stamp.seen}
 	if w.at = i; w.back {
@@ -753,7 +738,6 @@ func (w *walk[T]) readBlock(i int) (n int) {
 	if w.run = w.room[:n]; !w.e.raw {
 		w.decode()
 	}
-	return n
 }
 
 // decode decodes the elements of the run, or those that a loop comes to before
@@ -777,25 +761,23 @@ func (w *walk[T]) decode() {
 }
 
 // readEach reads element i, and as many after it as there is room for.
-func (w *walk[T]) readEach(i int) (n int) {
+func (w *walk[T]) readEach(i int) {
 	l := w.e.l
 	shape := l.shape.n.Load()
 	w.seen = runStamp{&l.shape.version, &l.shape.version, shape, shape}
 	w.at, w.run = i, w.room[:0]
-	for n < len(w.room) && i+n < w.hi {
+	for ; len(w.run) < len(w.room) && i < w.hi; i++ {
 		var el element
-		if el, w.err = l.lookup(w.one[:0], i+n); w.err != nil || !el.ok {
-			break
+		if el, w.err = l.lookup(w.one[:0], i); w.err != nil || !el.ok {
+			return
 		}
 		w.one = el.b
 		var v T
-		if v, w.err = w.e.decode(i+n, el); w.err != nil {
-			break
+		if v, w.err = w.e.decode(i, el); w.err != nil {
+			return
 		}
 		w.run = append(w.run, v)
-		n++
 	}
-	return n
 }
 
 // isScalar says whether T is a number other than a complex one.

@@ -1686,6 +1686,24 @@ func (m askedMapping) willNeed(p unsafe.Pointer, n int64) {
 	m.mapping.willNeed(p, n)
 }
 
+// A long list takes little more of the file than its elements are, though extents have to lie inside regions, whose first pages
+// are taken. (Elements whose size is no power of two waste more: extents are aligned.)
+func TestEMListWastesLittle(t *testing.T) {
+	t.Parallel()
+	testWaste[uint64](t)
+	testWaste[[2]uint64](t)
+}
+
+func testWaste[T any](t *testing.T) {
+	e := listOf[T](t, testArena(t, testOptions{}), nil)
+	some := make([]T, 1<<16)
+	for size := int64(0); size < 4<<(regionShift+pageShift); size += int64(len(bytesOf(some))) {
+		require.NoError(t, e.Append(some...))
+	}
+	pages, _ := e.l.a.alloc.usage()
+	require.Less(t, float64(pages<<pageShift), 1.04*float64(e.Len())*float64(e.l.width))
+}
+
 // A long loop asks for each page once, a short one and one that runs backwards for none.
 func TestEMListReadsAhead(t *testing.T) {
 	asked := int64(0)

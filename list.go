@@ -712,28 +712,17 @@ func refBytes(x ref) (b [8]byte) {
 
 // set replaces element i. It locks.
 func (l *list) set(i int, b []byte) error {
-	if l.refs {
+	switch {
+	case l.refs:
 		return l.setRecord(i, b, nil)
-	}
-	if err := l.enter(l.smallCost()); err != nil {
-		return err
-	}
-	p, err := l.slot(i)
-	if err == nil && l.memoryAt(p) != nil { // the usual case
-		err = l.put(p, b)
-		l.leave()
-		return err
-	}
-	l.leave()
-	if err != nil {
-		return err
+	case l.setShort(i, b):
+		return nil
 	}
 	return l.setReserved(i, b)
 }
 
-// setWord is set of a word where nothing is in the way. It stores it with one
-// instruction.
-func (l *list) setWord(i int, word []byte) bool {
+// setShort is set where nothing is in the way.
+func (l *list) setShort(i int, b []byte) bool {
 	if optimistic { // it comes while the lock is taken
 		if p := l.table.Load().memory(l.first.Load() + uint64(i)); p != nil {
 			prefetch(p)
@@ -742,13 +731,13 @@ func (l *list) setWord(i int, word []byte) bool {
 	if !l.lockShort(0) {
 		return false
 	}
-	stored := uint64(i) < l.len() && l.storeWord(l.first.Load()+uint64(i), word)
+	set := uint64(i) < l.len() && l.tryPut(l.first.Load()+uint64(i), b)
 	l.leave()
-	return stored
+	return set
 }
 
-// storeWord puts a word into slot p, if the memory of its extent is known.
-func (l *list) storeWord(p uint64, word []byte) bool {
+// tryPut is put, if the memory of the slot is known.
+func (l *list) tryPut(p uint64, b []byte) bool {
 	t := l.table.Load()
 	k, at := t.locate(p)
 	i := k - t.base
@@ -760,10 +749,10 @@ func (l *list) storeWord(p uint64, word []byte) bool {
 		return false
 	}
 	at *= t.width
-	off := uint64(fileUint32(atomic.LoadUint32(&t.entries[i])))<<pageShift + at
-	l.a.space.touch(pageNo(off>>pageShift), 1<<(off%pageSize>>lineShift))
-	storeSlot(unsafe.Slice((*byte)(unsafe.Add(m, at)), len(word)), word)
-	l.stripe(p).step()
+	l.a.space.markShort(uint64(t.entry(k))<<pageShift+at, len(b))
+	l.beginSlot(p)
+	storeSlot(unsafe.Slice((*byte)(unsafe.Add(m, at)), len(b)), b)
+	l.endSlot(p)
 	return true
 }
 

@@ -44,16 +44,8 @@ func (l *list) appendSlots(b []byte, n uint64, holder bool) error {
 
 // fillTail appends n slots, for which the tail has room.
 func (l *list) fillTail(b []byte, n uint64) {
-	if in := l.tail.off & (pageSize - 1); in+uint64(len(b)) <= pageSize {
-		l.a.space.touch(pageNo(l.tail.off>>pageShift), lineMask(int(in), len(b)))
-	} else {
-		l.a.space.mark(l.tail.off, len(b))
-	}
-	if len(b) == 8 {
-		*(*[8]byte)(l.tail.mem) = [8]byte(b)
-	} else {
-		copy(unsafe.Slice((*byte)(l.tail.mem), len(b)), b)
-	}
+	l.a.space.markShort(l.tail.off, len(b))
+	storeSlot(unsafe.Slice((*byte)(l.tail.mem), len(b)), b)
 	l.tail.n -= n
 	if l.tail.n != 0 {
 		l.tail.mem = unsafe.Add(l.tail.mem, len(b))

@@ -377,6 +377,15 @@ func (s *space) touch(p pageNo, lines uint64) {
 	s.touchSlow(p, lines)
 }
 
+// markShort is mark for what lies in one page, nearly always.
+func (s *space) markShort(off uint64, n int) {
+	if in := off & (pageSize - 1); in+uint64(n) <= pageSize {
+		s.touch(pageNo(off>>pageShift), lineMask(int(in), n))
+	} else {
+		s.mark(off, n)
+	}
+}
+
 // mark is touch for any range inside a chunk.
 func (s *space) mark(off uint64, n int) {
 	for n > 0 {
