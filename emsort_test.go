@@ -173,20 +173,21 @@ func TestSortKeyDiffers(t *testing.T) {
 		if calls%997 != 0 {
 			continue
 		}
-		left := calls
-		err := e.SortKey(t.Context(), func(v numbered) uint64 {
-			if left--; left < 0 {
-				return ^uint64(0)
+		for _, other := range []uint64{0, math.MaxUint64} { // items that lie before or behind those that they belong to
+			left := calls
+			err := e.SortKey(t.Context(), func(v numbered) uint64 {
+				if left--; left < 0 {
+					return other
+				}
+				return uint64(v.Key)
+			}, nil)
+			if err == nil { // it differed where that is no matter
+				require.NoError(t, e.SortFunc(func(a, b numbered) int { return cmp.Compare(a.Place, b.Place) }))
+			} else {
+				require.ErrorIs(t, err, errKeyDiffers)
 			}
-			return uint64(v.Key)
-		}, nil)
-		if err == nil { // it differed where that is no matter
-			slices.SortFunc(want, func(a, b numbered) int { return cmp.Compare(a.Place, b.Place) })
-			require.NoError(t, e.SortFunc(func(a, b numbered) int { return cmp.Compare(a.Place, b.Place) }))
-		} else {
-			require.ErrorIs(t, err, errKeyDiffers)
+			requireSame(t, want, e)
 		}
-		requireSame(t, want, e)
 	}
 }
 
