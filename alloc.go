@@ -26,14 +26,15 @@ import (
 //
 // (Region 0 begins with the three header slots of the file.) The header page:
 //
-//	0       4        8       64               128             176
-//	+-------+--------+-------+----------------+---------------+-------
-//	| magic | region | free  | segments[8]u64 | large[6]u64   | zero
-//	+-------+--------+-------+----------------+---------------+-------
+//	0       4        8      16     24      64               128           176
+//	+-------+--------+------+------+-------+----------------+-------------+-----
+//	| magic | region | free | last | zero  | segments[8]u64 | large[6]u64 | zero
+//	+-------+--------+------+------+-------+----------------+-------------+-----
 //
 // segments[k] has a bit for each segment with a free block of order k < 8;
-// large[k-8] has a bit for each block of order k >= 8; free is, in region 0
-// only, the number of free pages of the whole file at the last commit.
+// large[k-8] has a bit for each block of order k >= 8. In region 0 only, free is
+// the number of free pages of the whole file at the last commit and last, if the
+// file is a relaxed one, the end.
 //
 // Space never handed out lies from end on; it is in no bitmap. No run crosses
 // a chunk, nor a region.
@@ -48,6 +49,7 @@ const (
 	regionMagicOff  = 0
 	regionNumberOff = regionMagicOff + 4
 	regionFreeOff   = regionNumberOff + 4
+	regionLastOff   = regionFreeOff + 8
 	regionSegsOff   = 64
 	regionLargeOff  = regionSegsOff + 8*segmentShift
 	regionEnd       = regionLargeOff + 8*(maxOrder-segmentShift+1)
@@ -400,6 +402,7 @@ func (al *allocator) extend(n uint32) (pageNo, error) {
 		al.putBack(pageNo(gap), uint32(next-gap))
 	}
 	al.end = start + uint64(n)
+	al.noteEnd()
 	return pageNo(start), nil
 }
 
@@ -509,6 +512,7 @@ func (al *allocator) roundUp() {
 		return
 	}
 	al.end = end
+	al.noteEnd()
 	al.putBack(pageNo(gap), uint32(end-gap))
 }
 

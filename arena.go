@@ -173,6 +173,9 @@ func (a *Arena) openFile(in *internalOptions) (err error) {
 		return err
 	}
 	a.log = &redoLog{fs: a.fs, path: logPath(a.path), mode: a.opts.Mode, id: a.header.id, inline: in.inline}
+	if a.header.relaxed() {
+		return a.openRelaxed(in.chunkSize, size)
+	}
 	log, recs, err := a.readOldLog()
 	if err != nil {
 		return err
@@ -212,7 +215,11 @@ func (a *Arena) openFile(in *internalOptions) (err error) {
 // applied to the file are applied to memory.
 func (a *Arena) show(chunkSize int64, mark uint64, size int64, log file, recs []record) (err error) {
 	a.seed = a.header.seed
-	a.space, err = newSpace(a.file, a.fs.Map(a.file), chunkSize, mark, size, !a.opts.ReadOnly)
+	if a.header.relaxed() && !a.opts.ReadOnly {
+		a.space, err = newSharedSpace(a.file, a.fs.MapShared(a.file), chunkSize, mark, size)
+	} else {
+		a.space, err = newSpace(a.file, a.fs.Map(a.file), chunkSize, mark, size, !a.opts.ReadOnly)
+	}
 	if err != nil {
 		return err
 	}
@@ -295,7 +302,12 @@ func (a *Arena) create(chunkSize int64) (err error) {
 			err = left
 		}
 	}()
-	err = a.buildFile(f, id, seed, chunkSize)
+	if a.opts.Relaxed {
+		err = a.allowRelaxed(f)
+	}
+	if err == nil {
+		err = a.buildFile(f, id, seed, chunkSize)
+	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
@@ -321,6 +333,9 @@ func (a *Arena) buildFile(f file, id fileID, seed uint64, chunkSize int64) (err 
 		return err
 	}
 	h := header{id: id, seed: seed, generation: 1}
+	if a.opts.Relaxed {
+		h.state = headerRelaxed
+	}
 	b.catalog, b.meta = newBytesDict(b, "catalog"), newBytesDict(b, "meta")
 	if h.catalog, err = b.catalog.create(); err != nil {
 		return err
@@ -468,6 +483,9 @@ func (a *Arena) rollbackNow() error {
 	if err := a.writable(); err != nil {
 		return err
 	}
+	if a.space.shared {
+		return fmt.Errorf("%w: the arena is relaxed, changes stay", ErrUnsupported)
+	}
 	a.rollbacks.Add(1)
 	a.catMu.Lock()
 	defer a.catMu.Unlock()
@@ -580,6 +598,9 @@ func (a *Arena) Close() error {
 	defer a.catMu.Unlock()
 	all := append(a.registered(), a.catalog, a.meta)
 	a.gate.closeAll(all)
+	if a.space.shared {
+		err = errors.Join(err, a.closeShared())
+	}
 	a.status.Or(statusClosed)
 	for _, c := range all {
 		if h := c.base(); h.state.CompareAndSwap(stateOpen, stateClosed) {
@@ -596,7 +617,7 @@ func (a *Arena) Close() error {
 
 // finish brings the file into the clean state, if it can.
 func (a *Arena) finish() error {
-	if a.opts.ReadOnly {
+	if a.opts.ReadOnly || a.space.shared {
 		return nil
 	}
 	if err := a.commit(false); err != nil {
@@ -629,7 +650,7 @@ func (a *Arena) finish() error {
 func (a *Arena) release() error {
 	a.io.Lock()
 	defer a.io.Unlock()
-	clean := a.header.state == headerClean && !a.opts.ReadOnly && a.failure() == nil
+	clean := (a.header.state == headerClean || a.header.state == headerRelaxed) && !a.opts.ReadOnly && a.failure() == nil
 	mark := int64(a.header.mark) << pageShift
 	size := a.space.fileSize
 	err := a.space.close()

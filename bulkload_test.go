@@ -35,9 +35,10 @@ func testBulkModel[K, V comparable](t *testing.T, keys int, key func(r *rand.Ran
 				}
 				m := dictModel[K, V]{t: t, r: rand.New(rand.NewPCG(seed, 5)), mask: mask, key: key, val: val, want: map[K]V{}}
 				if small {
-					m.opts = tiny()
+					m.opts = []testOptions{tiny(), relaxed()}[seed%2]
 				}
 				m.opts.opts.NoSync = true
+				m.opts.opts.AcceptUnclean = true // for the crash below
 				m.path = filepath.Join(t.TempDir(), "bulk.emd")
 				m.open()
 				for round := range 3 {

@@ -28,7 +28,11 @@ func (a *Arena) commit(own bool) error {
 	if err := a.failure(); err != nil {
 		return err
 	}
-	err := a.commitNow(own)
+	commit := a.commitNow
+	if a.space.shared {
+		commit = a.syncShared
+	}
+	err := commit(own)
 	a.lastCommit = err
 	return err
 }
@@ -348,7 +352,7 @@ func (s *space) recountFresh(end uint64) {
 func (a *Arena) checkpoint() error {
 	a.io.Lock()
 	defer a.io.Unlock()
-	if err := a.failure(); err != nil {
+	if err := a.failure(); err != nil || a.space.shared {
 		return err
 	}
 	return a.checkpointNow()
@@ -522,6 +526,10 @@ func (l *redoLog) records(id fileID) ([]record, error) {
 func (a *Arena) rollback() error {
 	a.io.Lock()
 	defer a.io.Unlock()
+	if a.space.shared {
+		a.status.Or(statusBroken)
+		return a.fail(fmt.Errorf("%w: the arena is relaxed, what was done in part stays", ErrUnsupported))
+	}
 	all := append(a.registered(), a.meta)
 	a.gate.closeAll(all)
 	defer a.gate.open()

@@ -234,7 +234,9 @@ var hashMasks = map[string]uint64{
 
 func testDictModel[K, V comparable](t *testing.T, keys int, key func(r *rand.Rand) K, val func(r *rand.Rand) V) {
 	seed := rand.Uint64()
+	kind := int(seed % 3)
 	for name, mask := range hashMasks {
+		kind++
 		t.Run(fmt.Sprintf("hash=%s/seed=%d", name, seed), func(t *testing.T) {
 			t.Parallel()
 			steps := keys * 3
@@ -245,9 +247,7 @@ func testDictModel[K, V comparable](t *testing.T, keys int, key func(r *rand.Ran
 				steps /= 8
 			}
 			m := dictModel[K, V]{t: t, r: rand.New(rand.NewPCG(seed, 0)), mask: mask, key: key, val: val}
-			if seed&1 != 0 {
-				m.opts = tiny()
-			}
+			m.opts = []testOptions{{}, tiny(), relaxed()}[kind%3]
 			m.run(steps)
 		})
 	}

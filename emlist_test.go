@@ -119,13 +119,11 @@ func TestEMListModel(t *testing.T) {
 }
 
 func testModel[T any](t *testing.T, name string, opts *ListOptions[T], random func(r *rand.Rand) T) {
-	for seed := range uint64(4) {
+	for seed := range uint64(5) {
 		t.Run(fmt.Sprintf("%s/seed=%d", name, seed), func(t *testing.T) {
 			t.Parallel()
 			m := &listModel[T]{t: t, opts: opts, r: rand.New(rand.NewPCG(seed, 7)), random: random, path: filepath.Join(t.TempDir(), "m.emd")}
-			if seed%2 == 0 {
-				m.o = tiny()
-			}
+			m.o = []testOptions{tiny(), {}, tiny(), {}, relaxed()}[seed]
 			m.o.opts.HashSeed = seed + 1
 			m.run()
 		})
@@ -449,6 +447,9 @@ func (m *listModel[T]) commitOrNot() string {
 		m.open()
 		return "reopen"
 	case 1:
+		if m.o.opts.Relaxed {
+			return "nothing"
+		}
 		err := m.a.Update(func() error {
 			m.committed = slices.Clone(m.want)
 			require.NoError(m.t, m.e.Append(m.some()[:0]...))
@@ -460,6 +461,10 @@ func (m *listModel[T]) commitOrNot() string {
 		return "update rolled back"
 	case 2:
 		require.NoError(m.t, m.a.Sync())
+		if m.o.opts.Relaxed {
+			require.ErrorIs(m.t, m.a.Rollback(), ErrUnsupported)
+			return "rollback refused"
+		}
 		require.NoError(m.t, m.a.Rollback())
 		return "rollback of nothing"
 	default:

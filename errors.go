@@ -34,8 +34,8 @@ var (
 	// ErrVersion reports a file of a format version that this version of the
 	// package cannot read.
 	ErrVersion = errors.New("unknown format version")
-	// ErrUnclean reports a relaxed file that was not closed. Files of this
-	// version are never relaxed.
+	// ErrUnclean reports a relaxed file that was not closed: see
+	// Options.Relaxed and AcceptUnclean.
 	ErrUnclean = errors.New("not closed cleanly")
 	// ErrTooLarge reports a key, value or list beyond the limits of the format.
 	ErrTooLarge = errors.New("too large")

@@ -31,7 +31,8 @@ type file interface {
 	// Allocate makes room on the disk for [off, off+n), without changing what
 	// the file holds, so that a later write in place finds it, and so that reading
 	// a hole through a mapping, which in tmpfs takes a page, is no SIGBUS. After an
-	// error the file may have grown. Where a file system cannot, it does nothing.
+	// error the file may have grown; it is errors.ErrUnsupported, with nothing changed,
+	// where that cannot be had but by writing.
 	Allocate(off, n int64) error
 
 	// Punch gives the blocks of [off, off+n) back to the file system; the range
@@ -81,9 +82,14 @@ type fileSystem interface {
 	// and Windows tell; FUSE counts as local.
 	Network(f file) (fsName string, is bool)
 
-	// Map returns a mapping of the file, without chunks yet. Close it before
-	// the file.
+	// CopyOnWrite tells whether the file system may need new room to change a page
+	// that has some, and which it is. Only Linux tells.
+	CopyOnWrite(f file) (fsName string, is bool)
+
+	// Map returns a private mapping of the file, without chunks yet. Close it
+	// before the file. MapShared returns a shared one.
 	Map(f file) mapping
+	MapShared(f file) mapping
 }
 
 // maxLinks bounds how many symbolic links Resolve follows, as the kernel does.
@@ -193,11 +199,26 @@ func (osFS) Network(f file) (fsName string, is bool) {
 	return fsName, fsName != ""
 }
 
+func (osFS) CopyOnWrite(f file) (fsName string, is bool) {
+	_ = withFD(f.(*osFile).File, func(fd uintptr) error {
+		fsName = copyOnWriteFS(fd)
+		return nil
+	})
+	return fsName, fsName != ""
+}
+
 func (o osFS) Map(f file) mapping {
 	if o.heap {
 		return newHeapMapping(f)
 	}
-	return newMapping(f.(*osFile).File, o.far)
+	return newMapping(f.(*osFile).File, o.far, false)
+}
+
+func (o osFS) MapShared(f file) mapping {
+	if o.heap {
+		return newSharedHeapMapping(f)
+	}
+	return newMapping(f.(*osFile).File, o.far, true)
 }
 
 func (f *osFile) Truncate(size int64) error { return truncateError(f.File.Truncate(size)) }
@@ -213,11 +234,9 @@ func (f *osFile) Size() (int64, error) {
 }
 
 func (f *osFile) Allocate(off, n int64) error {
-	err := withFD(f.File, func(fd uintptr) error { return allocateFD(fd, off, n) })
-	if errors.Is(err, errors.ErrUnsupported) {
-		return nil
-	}
-	return pathError("allocate", f.File, err)
+	return pathError("allocate", f.File, withFD(f.File, func(fd uintptr) error {
+		return allocateFD(fd, off, n)
+	}))
 }
 
 func (f *osFile) Punch(off, n int64) error {

@@ -21,7 +21,7 @@ import (
 //
 // needs are features without which the file must not be opened, knows those
 // without which it must not be written; this version has none. state says
-// whether the log is live. id ties file and log together. generation numbers the
+// whether the log is live, or that the file is a relaxed one and has none. id ties file and log together. generation numbers the
 // checkpoints; records of another generation are not of this state. needSeq is
 // the last record that pages of the file may already be ahead for: a log that
 // ends before it is damaged. logOff is where the records of the generation
@@ -53,6 +53,11 @@ const (
 
 	headerClean = 0 // there is no log, or what is there is of the past
 	headerLive  = 1 // the log belongs to the file
+
+	// A relaxed file has no log, no checksums of pages, and after its last
+	// opener's Close what memory had.
+	headerRelaxed = 2 // closed
+	headerUnclean = 3 // open, or what a crash has left
 )
 
 const _ = uint(slotSumOff - slotUsed)
@@ -72,6 +77,9 @@ type header struct {
 	catalog    pageNo
 	meta       pageNo
 }
+
+// relaxed says whether the file is of that mode, as it was created.
+func (h *header) relaxed() bool { return h.state == headerRelaxed || h.state == headerUnclean }
 
 func (h *header) encode() []byte {
 	b := make([]byte, slotSize)
@@ -151,7 +159,7 @@ func readHeader(f file, size int64) (header, error) {
 
 func (h *header) validate(size int64) error {
 	switch {
-	case h.state != headerClean && h.state != headerLive,
+	case h.state > headerUnclean,
 		h.state == headerLive && (h.logOff < logHeader || h.logOff%pageSize != 0),
 		h.mark < unitPages, h.mark > maxPages, h.mark%unitPages != 0,
 		h.catalog < slotPages, uint64(h.catalog) >= h.mark,

@@ -12,6 +12,11 @@ import (
 // A mapping is the memory that shows one file, made chunk by chunk. It holds
 // no policy: which pages are mapped, adopted and dropped is decided above it.
 //
+// That of a relaxed arena is shared: chunks are the file, in their whole length,
+// and what is stored there gets to the disk when the system likes. A page
+// past the end of the file must not be touched. Only chunk, sync, willNeed, prefetch
+// and close are used of it.
+//
 // All p and n are multiples of [osPageSize] and [p, p+n) lies inside one
 // chunk. chunk and close are called by one goroutine at a time. adopt and drop
 // may run beside them and each other, for ranges that nobody writes meanwhile;
@@ -49,6 +54,10 @@ type mapping interface {
 
 	// prefetch is willNeed without waiting for the disk.
 	prefetch(p unsafe.Pointer, n int64)
+
+	// sync has the system write what the chunks of a shared mapping hold and the
+	// file does not. It does not wait for the disk: file.Sync does.
+	sync() error
 
 	// close replaces all chunks by zero pages that stay readable, so that a
 	// read which began before the close ends without a fault, and puts the
@@ -136,16 +145,28 @@ func fitsBetter(size, best, want int64) bool {
 // finds each store that was not marked dirty.
 type heapMapping struct {
 	f      io.ReaderAt
+	shared file // or nil: f, of whose chunks sync writes what the file has room for
+	starts []int64
 	chunks [][]byte
 }
 
 func newHeapMapping(f io.ReaderAt) *heapMapping { return &heapMapping{f: f} }
 
+func newSharedHeapMapping(f file) *heapMapping { return &heapMapping{f: f, shared: f} }
+
 func (m *heapMapping) chunk(off, size, filed int64) (unsafe.Pointer, error) {
 	b := make([]byte, size) // the runtime aligns large objects to 8 KiB
+	if m.shared != nil {
+		end, err := m.shared.Size()
+		if err != nil {
+			return nil, err
+		}
+		filed = min(max(end-off, 0), size)
+	}
 	if err := readWhole(m.f, b[:filed], off); err != nil {
 		return nil, err
 	}
+	m.starts = append(m.starts, off)
 	m.chunks = append(m.chunks, b)
 	return unsafe.Pointer(unsafe.SliceData(b)), nil
 }
@@ -179,6 +200,21 @@ func (m *heapMapping) refresh(p unsafe.Pointer, n, off int64) error {
 	return readWhole(m.f, bytesAt(p, n), off)
 }
 
+// sync leaves the header slots out: they are written to the file directly.
+func (m *heapMapping) sync() error {
+	end, err := m.shared.Size()
+	for i, b := range m.chunks {
+		from, to := int64(0), min(end-m.starts[i], int64(len(b)))
+		if m.starts[i] == 0 {
+			from = slotPages * pageSize
+		}
+		if err == nil && from < to {
+			_, err = m.shared.WriteAt(b[from:to], m.starts[i]+from)
+		}
+	}
+	return err
+}
+
 func (m *heapMapping) willNeed(unsafe.Pointer, int64) {}
 func (m *heapMapping) prefetch(unsafe.Pointer, int64) {}
 
@@ -186,6 +222,6 @@ func (m *heapMapping) close() error {
 	for _, b := range m.chunks {
 		clear(b)
 	}
-	m.chunks = nil
+	m.chunks, m.starts = nil, nil
 	return nil
 }

@@ -67,6 +67,10 @@ func populate(p unsafe.Pointer, n int64) {
 	_ = madvise(p, n, unix.MADV_POPULATE_READ)
 }
 
+// writeShared has nothing to do: what a shared mapping changes is changed in the
+// page cache, from which fdatasync writes.
+func writeShared(unsafe.Pointer, int64) error { return nil }
+
 // syncFile leaves out the timestamps: one write less, sometimes a journal
 // commit less.
 func syncFile(f *os.File) error {
@@ -89,12 +93,25 @@ func punchFD(fd uintptr, off, n int64) error {
 	})
 }
 
+// copyOnWriteMagics names the file systems that write changed blocks elsewhere,
+// for which they may find no room.
+var copyOnWriteMagics = map[uint32]string{
+	unix.BTRFS_SUPER_MAGIC: "btrfs",
+	unix.NILFS_SUPER_MAGIC: "nilfs",
+	0x2FC12FC1:             "zfs",
+	0xCA451A4E:             "bcachefs",
+}
+
+func copyOnWriteFS(fd uintptr) string { return fsName(fd, copyOnWriteMagics) }
+
 // networkFS returns the name of the network file system on which the file lies,
 // or "".
-func networkFS(fd uintptr) string {
+func networkFS(fd uintptr) string { return fsName(fd, networkMagics) }
+
+func fsName(fd uintptr, magics map[uint32]string) string {
 	var st unix.Statfs_t
 	if err := uninterrupted(func() error { return unix.Fstatfs(int(fd), &st) }); err != nil {
 		return ""
 	}
-	return networkMagics[uint32(st.Type)]
+	return magics[uint32(st.Type)]
 }

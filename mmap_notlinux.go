@@ -34,6 +34,10 @@ func dropCopies(unsafe.Pointer, int64) error { return errors.ErrUnsupported }
 
 func populate(p unsafe.Pointer, n int64) { _ = madvise(p, n, unix.MADV_WILLNEED) }
 
+func writeShared(p unsafe.Pointer, n int64) error {
+	return os.NewSyscallError("msync", uninterrupted(func() error { return unix.Msync(bytesAt(p, n), unix.MS_SYNC) }))
+}
+
 // syncFile is os.File's Sync, which on macOS also empties the drive's cache
 // (F_FULLFSYNC).
 func syncFile(f *os.File) error { return f.Sync() }
@@ -43,5 +47,7 @@ func punchFD(uintptr, int64, int64) error { return errors.ErrUnsupported }
 // networkFS does not know: what these systems tell does not set FUSE apart.
 func networkFS(uintptr) string { return "" }
 
-// allocateFD does nothing: a full disk is then found by the write itself.
-func allocateFD(_ uintptr, _, _ int64) error { return nil }
+// copyOnWriteFS does not know either.
+func copyOnWriteFS(uintptr) string { return "" }
+
+func allocateFD(uintptr, int64, int64) error { return errors.ErrUnsupported }

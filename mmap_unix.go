@@ -28,7 +28,8 @@ var closedRanges addressPool
 
 // A unixMapping places chunks with MAP_FIXED into reserved address space.
 type unixMapping struct {
-	f *os.File
+	f      *os.File
+	shared bool
 
 	// far places chunks out of order, each beside an inaccessible gap of its
 	// size, so that tests find code which takes chunks for neighbours.
@@ -40,15 +41,21 @@ type unixMapping struct {
 	chunks []addressRange
 }
 
+// wholeChunks says that a shared chunk must lie in the file as a whole.
+const wholeChunks = false
+
 // newMapping returns a mapping of f, with chunks far apart if far is set.
-func newMapping(f *os.File, far bool) mapping {
-	return &unixMapping{f: f, far: far, step: firstStep}
+func newMapping(f *os.File, far, shared bool) mapping {
+	return &unixMapping{f: f, far: far, shared: shared, step: firstStep}
 }
 
 func (m *unixMapping) chunk(off, size, filed int64) (unsafe.Pointer, error) {
 	p, err := m.place(size)
 	if err != nil {
 		return nil, err
+	}
+	if m.shared {
+		filed = size
 	}
 	if filed > 0 {
 		err = m.mapFile(p, filed, off)
@@ -61,7 +68,7 @@ func (m *unixMapping) chunk(off, size, filed int64) (unsafe.Pointer, error) {
 		// come to fill. Map nothing there again: forget the reservation.
 		m.room = addressRange{}
 		m.held = m.held[:len(m.held)-1]
-		return nil, fmt.Errorf("chunk of %d bytes, the first %d a private writable map of the file: %w",
+		return nil, fmt.Errorf("chunk of %d bytes, the first %d a writable map of the file: %w",
 			size, filed, full(err))
 	}
 	m.chunks = append(m.chunks, addressRange{p, size})
@@ -110,7 +117,7 @@ func reserve(want, least int64) (addressRange, error) {
 		return r, nil
 	}
 	for {
-		p, err := mmap(-1, 0, nil, want, unix.PROT_NONE, unix.MAP_ANON|noReserve)
+		p, err := mmap(-1, 0, nil, want, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANON|noReserve)
 		if err == nil {
 			return addressRange{p, want}, nil
 		}
@@ -121,10 +128,14 @@ func reserve(want, least int64) (addressRange, error) {
 	}
 }
 
-// mapFile puts a private mapping of the file at off over [p, p+n).
+// mapFile puts a mapping of the file at off over [p, p+n).
 func (m *unixMapping) mapFile(p unsafe.Pointer, n, off int64) error {
+	flags := unix.MAP_PRIVATE | noReserve
+	if m.shared {
+		flags = unix.MAP_SHARED
+	}
 	err := withFD(m.f, func(fd uintptr) error {
-		_, err := mmap(int(fd), off, p, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_FIXED|noReserve)
+		_, err := mmap(int(fd), off, p, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_FIXED|flags)
 		return err
 	})
 	if err != nil {
@@ -138,7 +149,7 @@ func (m *unixMapping) mapFile(p unsafe.Pointer, n, off int64) error {
 
 // mapMemory puts zero memory over [p, p+n).
 func mapMemory(p unsafe.Pointer, n int64) error {
-	_, err := mmap(-1, 0, p, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_FIXED|noReserve)
+	_, err := mmap(-1, 0, p, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_FIXED|noReserve)
 	if err == nil {
 		adviseFresh(p, n)
 	}
@@ -176,10 +187,17 @@ func (m *unixMapping) willNeed(p unsafe.Pointer, n int64) { populate(p, n) }
 
 func (m *unixMapping) prefetch(p unsafe.Pointer, n int64) { _ = madvise(p, n, unix.MADV_WILLNEED) }
 
+func (m *unixMapping) sync() (err error) {
+	for _, c := range m.chunks {
+		err = errors.Join(err, writeShared(c.base, c.size))
+	}
+	return err
+}
+
 func (m *unixMapping) close() error {
 	var errs []error
 	for _, c := range m.chunks {
-		_, err := mmap(-1, 0, c.base, c.size, unix.PROT_READ, unix.MAP_ANON|unix.MAP_FIXED|noReserve)
+		_, err := mmap(-1, 0, c.base, c.size, unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_FIXED|noReserve)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("unmap %d bytes: %w", c.size, err))
 		}
@@ -198,7 +216,7 @@ func allocTable(n int) ([]byte, error) {
 	if n == 0 {
 		return nil, nil
 	}
-	p, err := mmap(-1, 0, nil, int64(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|noReserve)
+	p, err := mmap(-1, 0, nil, int64(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON|noReserve)
 	if err != nil {
 		return nil, fmt.Errorf("table of %d bytes: %w", n, full(err))
 	}
@@ -233,10 +251,10 @@ func syncDir(dir string) error {
 // truncateError returns err: Unix shrinks mapped files too.
 func truncateError(err error) error { return err }
 
-// mmap maps n bytes privately; p is nil, or with MAP_FIXED inside a reservation.
+// mmap maps n bytes; p is nil, or with MAP_FIXED inside a reservation.
 func mmap(fd int, off int64, p unsafe.Pointer, n int64, prot, flags int) (q unsafe.Pointer, err error) {
 	err = uninterrupted(func() error {
-		q, err = unix.MmapPtr(fd, off, p, uintptr(n), prot, flags|unix.MAP_PRIVATE)
+		q, err = unix.MmapPtr(fd, off, p, uintptr(n), prot, flags)
 		return err
 	})
 	return q, err

@@ -32,6 +32,7 @@ var closedRanges addressPool
 // Windows charges both kinds against its commit limit in full.
 type windowsMapping struct {
 	f      *os.File
+	shared bool // then each chunk is a view that writes to the file
 	chunks []windowsChunk
 }
 
@@ -42,12 +43,16 @@ type windowsChunk struct {
 
 // newMapping returns a mapping of f. far changes nothing: no two chunks lie
 // side by side here but by chance.
-func newMapping(f *os.File, far bool) mapping { return &windowsMapping{f: f} }
+func newMapping(f *os.File, far, shared bool) mapping { return &windowsMapping{f: f, shared: shared} }
+
+// wholeChunks says that a shared chunk must lie in the file as a whole, as
+// views must.
+const wholeChunks = true
 
 func (m *windowsMapping) chunk(off, size, filed int64) (p unsafe.Pointer, err error) {
-	view := filed == size
+	view := filed == size || m.shared
 	if view {
-		p, err = mapView(m.f, off, size)
+		p, err = mapView(m.f, off, size, m.shared)
 	} else {
 		p, err = m.readChunk(off, size, filed)
 	}
@@ -102,6 +107,14 @@ func (m *windowsMapping) willNeed(p unsafe.Pointer, n int64) {
 	_, _, _ = procPrefetchVirtual.Call(uintptr(windows.CurrentProcess()), 1, uintptr(unsafe.Pointer(&r)), 0)
 }
 
+// sync starts the writing of the views.
+func (m *windowsMapping) sync() (err error) {
+	for _, c := range m.chunks {
+		err = errors.Join(err, os.NewSyscallError("FlushViewOfFile", windows.FlushViewOfFile(uintptr(c.base), uintptr(c.size))))
+	}
+	return err
+}
+
 // close unmaps all views, after which the file may be shrunk, renamed and
 // deleted. Windows has no call that replaces a view in place: until zero pages
 // have taken it, some microseconds later, a view's range is not readable.
@@ -118,18 +131,22 @@ func (m *windowsMapping) close() error {
 	return errors.Join(errs...)
 }
 
-// mapView maps [off, off+size) of the file copy-on-write: untouched pages show
-// the file, also what WriteFile changes later; a page written to is private.
-func mapView(f *os.File, off, size int64) (p unsafe.Pointer, err error) {
+// mapView maps [off, off+size) of the file, for writing to it or copy-on-write: then
+// untouched pages show the file, also what WriteFile changes later; a page written to is private.
+func mapView(f *os.File, off, size int64, shared bool) (p unsafe.Pointer, err error) {
+	prot, access := uint32(windows.PAGE_WRITECOPY), uint32(windows.FILE_MAP_COPY)
+	if shared {
+		prot, access = windows.PAGE_READWRITE, windows.FILE_MAP_WRITE
+	}
 	err = withFD(f, func(fd uintptr) error {
 		// A section of size 0 is as long as the file is now. The view keeps it
 		// alive.
-		section, err := windows.CreateFileMapping(windows.Handle(fd), nil, windows.PAGE_WRITECOPY, 0, 0, nil)
+		section, err := windows.CreateFileMapping(windows.Handle(fd), nil, prot, 0, 0, nil)
 		if err != nil {
 			return os.NewSyscallError("CreateFileMapping", err)
 		}
 		defer windows.CloseHandle(section)
-		addr, err := windows.MapViewOfFile(section, windows.FILE_MAP_COPY,
+		addr, err := windows.MapViewOfFile(section, access,
 			uint32(off>>32), uint32(off), uintptr(size))
 		if err != nil {
 			return os.NewSyscallError("MapViewOfFile", err)
@@ -299,6 +316,9 @@ func networkFS(fd uintptr) string {
 	}
 	return ""
 }
+
+// copyOnWriteFS does not know ReFS, which copies only where integrity streams are on.
+func copyOnWriteFS(uintptr) string { return "" }
 
 // allocateFD does nothing: a full disk is then found by the write itself.
 func allocateFD(_ uintptr, _, _ int64) error { return nil }

@@ -49,6 +49,20 @@ type Options struct {
 	// disks on which a power cut turns a sector to garbage, at the price of a
 	// larger log.
 	FullPages bool
+	// Relaxed makes a new file a relaxed one, for scratch data of which more
+	// changes than fits into memory: a shared mapping without a log. Sync writes all
+	// that has changed to the disk, in place; nothing is committed as a whole.
+	// Rollback is [ErrUnsupported], so what a failed Update has changed stays, and
+	// Check finds less, for there are no checksums. A program or machine that ends
+	// before Close leaves a mixture of old and new: the next Open is [ErrUnclean].
+	// What an existing file is stays, whatever Relaxed says.
+	Relaxed bool
+	// AcceptUnclean opens a relaxed file after such an end, as it is: entries may be
+	// missing, lengths wrong, and damage be found only as it is met. [Arena.Check]
+	// tells, [Salvage] makes a sound copy. It also allows relaxed files on file systems
+	// where room for a page is not sure to be there when it changes (Btrfs, ZFS,
+	// bcachefs, network file systems): a full disk may end the program there.
+	AcceptUnclean bool
 	// NetworkFS allows files on network file systems, whose locks and caches
 	// may not keep the promises that this package builds on.
 	NetworkFS bool

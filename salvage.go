@@ -351,6 +351,13 @@ func (s *salvager) checkSlots() {
 // damaged, those before the damage.
 func (s *salvager) readLog() (log file, recs []record, err error) {
 	a := s.a
+	if a.header.relaxed() {
+		s.logWhole = true
+		if a.header.state == headerUnclean {
+			s.damaged("", 0, fmt.Errorf("%w: a relaxed file, whose changes may be there in parts", ErrUnclean))
+		}
+		return nil, nil, nil
+	}
 	if s.seed {
 		if log, recs, err = a.readOldLog(); err == nil {
 			s.logWhole = true
@@ -496,6 +503,9 @@ func (s *salvager) intact(p pageNo) bool {
 // in memory, over which the log lies.
 func (s *salvager) agrees(p pageNo) (ok bool, err error) {
 	h := &s.a.header
+	if h.relaxed() {
+		return true, nil // there are none
+	}
 	if s.logWhole && h.needSeq == 0 && uint64(p) >= h.mark {
 		return true, nil // written since: the log has had checksums of such pages
 	}

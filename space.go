@@ -62,7 +62,9 @@ type space struct {
 	mask    pageNo         // pages of a chunk - 1
 	osShift uint8          // log2 of the file pages in a page of the machine
 	whole   bool           // Options.FullPages: mark whole pages
-	tables  bool           // keep dirty lines: false for a read-only arena
+	tables  bool           // keep dirty lines: false for a read-only or relaxed arena
+	shared  bool           // see relaxed.go
+	marked  []uint64       // if shared, the dirty map of every chunk: all is marked
 
 	// border is the first fresh page. It moves inside the closed gate only.
 	border atomic.Uint64
@@ -106,25 +108,36 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // newSpace shows file, of which border pages are committed.
 func newSpace(f file, m mapping, chunkSize int64, border uint64, fileSize int64, writable bool) (*space, error) {
+	s := makeSpace(f, m, chunkSize, fileSize)
+	s.tables = writable
+	s.border.Store(border)
+	return s, s.open(border)
+}
+
+func makeSpace(f file, m mapping, chunkSize, fileSize int64) *space {
 	s := &space{
-		file: f, mapping: m, tables: writable, fileSize: fileSize,
+		file: f, mapping: m, fileSize: fileSize,
 		shift:   uint8(bits.TrailingZeros64(uint64(chunkSize)) - pageShift),
 		osShift: uint8(max(0, bits.TrailingZeros(uint(osPageSize()))-pageShift)),
 	}
 	s.mask = 1<<s.shift - 1
-	s.border.Store(border)
 	s.table.Store(&chunkTable{})
-	n := s.chunkCount(border)
+	return s
+}
+
+// open makes room for the chunks of the pages below end, and maps them unless they are very many.
+func (s *space) open(end uint64) error {
+	n := s.chunkCount(end)
 	s.ensured = n
 	s.resize(n)
 	if n <= eagerChunks || bits.UintSize == 32 {
 		for i := range n {
 			if err := s.mapChunk(i); err != nil {
-				return nil, err
+				return err
 			}
 		}
 	}
-	return s, nil
+	return nil
 }
 
 func (s *space) chunkCount(pages uint64) int { return int((pages + uint64(s.mask)) >> s.shift) }
@@ -265,6 +278,9 @@ func (s *space) mapChunk(i int) error {
 		}
 		atomic.StorePointer(&t.lines[i], unsafe.Pointer(&c.lines[0]))
 	}
+	if s.shared {
+		atomic.StorePointer(&t.lines[i], unsafe.Pointer(&s.marked[0]))
+	}
 	t.chunks[i] = c
 	atomic.StorePointer(&t.mem[i], mem)
 	s.flatten(t)
@@ -344,6 +360,11 @@ func (s *space) ensure(end uint64) error {
 	n := s.chunkCount(end)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.shared {
+		if err := s.grow(end); err != nil {
+			return err
+		}
+	}
 	s.resize(n)
 	for ; s.ensured < n; s.ensured++ {
 		if err := s.mapChunk(s.ensured); err != nil {
@@ -595,7 +616,7 @@ func (s *space) settle(from, to uint64) error {
 		return nil
 	}
 	off, size := int64(from)<<pageShift, int64(to)<<pageShift
-	if err := s.file.Allocate(off, size-off); err != nil {
+	if err := s.file.Allocate(off, size-off); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		return errors.Join(err, hard(s.file.Truncate(s.fileSize)))
 	}
 	if s.fileSize < size {
