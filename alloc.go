@@ -282,7 +282,7 @@ func (al *allocator) maxRun() uint32 { return 1 << al.order }
 func orderFor(n uint32) int { return bits.Len32(n - 1) }
 
 // alloc returns a run of n pages, at most maxRun, zeroed, and marked as
-// changed where that matters; aligned to n rounded up to a power of two.
+// changed where that matters; aligned to the largest power of two that divides n.
 // It is ErrFull when the file or the address space cannot grow.
 func (al *allocator) alloc(n uint32) (pageNo, error) {
 	al.mu.Lock()
@@ -380,11 +380,8 @@ func (al *allocator) take(n uint32) (p pageNo, ok bool, err error) {
 
 // extend hands out space that was never used.
 func (al *allocator) extend(n uint32) (pageNo, error) {
-	order := orderFor(n)
-	size := uint64(1) << order
 	// Where it will lie; nothing changes before there is memory for it.
-	end := al.end
-	start := al.place(end, n, size)
+	start := al.place(al.end, uint64(n))
 	if start+uint64(n) > maxPages {
 		return 0, fmt.Errorf("%w: a file has %d pages at most", ErrFull, uint64(maxPages))
 	}
@@ -406,16 +403,20 @@ func (al *allocator) extend(n uint32) (pageNo, error) {
 	return pageNo(start), nil
 }
 
-// place returns where a run of n pages aligned to size begins, from end on.
-func (al *allocator) place(end uint64, n uint32, size uint64) uint64 {
+// place returns where a run of n pages begins, from end on. Runs of one size that
+// is no power of two lie without gaps, too.
+func (al *allocator) place(end, n uint64) uint64 {
+	align := n & -n
+	unit := uint64(1) << min(max(int(al.s.shift), al.order), regionShift) // which no run crosses
 	for {
 		r := int(end >> regionShift)
 		from := max(end, uint64(al.s.region(r).firstData()))
-		start := (from + size - 1) &^ (size - 1)
-		if start+uint64(n) <= uint64(r+1)<<regionShift {
+		start := (from + align - 1) &^ (align - 1)
+		next := start&^(unit-1) + unit
+		if start+n <= next {
 			return start
 		}
-		end = uint64(r+1) << regionShift
+		end = next
 	}
 }
 

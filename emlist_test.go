@@ -1697,6 +1697,8 @@ func TestEMListWastesLittle(t *testing.T) {
 	t.Parallel()
 	testWaste[uint64](t)
 	testWaste[[2]uint64](t)
+	testWaste[[3]uint64](t)
+	testWaste[[100]byte](t)
 }
 
 func testWaste[T any](t *testing.T) {

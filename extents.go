@@ -17,7 +17,7 @@ import (
 // slots below 2^grain, about a page of them; each further one doubles what is
 // there, until extents have their largest size, 2^last slots; from there on
 // all have that size. So slot p is found with a few instructions, nothing
-// moves when the list grows, and at most half a small list, 16 MiB of a large
+// moves when the list grows, and at most half a small list, 2 MiB of a large
 // one, is room to grow.
 //
 //	slots of    first extents:  2^grain  2^grain  2^(grain+1) ... 2^(last-1)
