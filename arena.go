@@ -434,6 +434,7 @@ func (a *Arena) tidy(log file, recs []record, size int64) error {
 // Sync makes all changes so far durable, all or none: the commit point. Calls
 // at once from several goroutines share one write to the disk. It costs one
 // wait for the disk, two if the file has grown; nothing if nothing has changed.
+// In a relaxed arena (Options.Relaxed) it writes what has changed, and may do so in part.
 //
 // When the disk is full it is [ErrFull]: nothing is lost, nothing is
 // committed, and another Sync after making room, or [Arena.Rollback], works.
@@ -466,7 +467,8 @@ func (a *Arena) sync() error {
 // Rollback brings everything back to the last commit: all containers, their
 // names, and Meta. Handles stay valid; a container that did not exist then is
 // empty, and its next change creates it again. The cost is in proportion to
-// what had changed and to the log since the last checkpoint.
+// what had changed and to the log since the last checkpoint. It is
+// [ErrUnsupported] if the arena is a relaxed one.
 func (a *Arena) Rollback() error {
 	if a.inUpdate() {
 		return a.opError("rollback", nil, 0, ErrInUpdate)
@@ -495,7 +497,8 @@ func (a *Arena) rollbackNow() error {
 // Update runs fn as a transaction: it commits what is pending, runs fn, and
 // commits if fn returns nil. On an error of fn, on an error of any operation
 // of this arena meanwhile, even one that fn dropped, and on a panic, which goes
-// on, everything is as it was when fn began.
+// on, everything is as it was when fn began; but in a relaxed arena what was
+// changed stays, and the error matches [ErrUnsupported] too.
 //
 // One Update runs at a time; Update, Sync, Rollback, Close and Drop of other
 // goroutines wait for it, and called from fn they are [ErrInUpdate]. Nothing is

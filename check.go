@@ -20,6 +20,8 @@ import (
 // damaged file may have more), each with the offset and, where one is
 // concerned, the container. [Salvage] gets what is left out of such a file.
 //
+// A relaxed file (Options.Relaxed) has no checksums: what contradicts itself is found.
+//
 // Check reads the whole file, and takes a bit of memory for each page of 4 KiB.
 // Before, it writes the log to the file, as a checkpoint does. Writers wait while
 // it runs, readers do not. A file that was not closed and is open read-only has
