@@ -232,7 +232,7 @@ func (g region) summarise() {
 
 // newAllocator works on a file of which the pages below end are in use.
 func newAllocator(s *space, end uint64) *allocator {
-	order := min(maxOrder, int(s.shift))
+	order := min(maxOrder, int(s.shift+s.grow))
 	return &allocator{s: s, order: order, end: end, stale: end}
 }
 

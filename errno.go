@@ -1,0 +1,15 @@
+//go:build !plan9
+
+package emd
+
+import "syscall"
+
+// fullErrors say that a disk or quota is used up, or that a file is as long as
+// it may be.
+var fullErrors = []error{syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG}
+
+// errLinks reports symbolic links that lead to each other.
+const errLinks = syscall.ELOOP
+
+// openError returns the error of opening a file as it is.
+func openError(err error) error { return err }
