@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -83,6 +84,9 @@ func childLine(t testing.TB, args ...string) (line []string) {
 }
 
 func startChild(t testing.TB, cmd *exec.Cmd, name string) *childProcess {
+	if runtime.GOARCH == "wasm" {
+		t.Skip("not tested here: WebAssembly starts no processes")
+	}
 	c := &childProcess{cmd: cmd, lines: make(chan string, 1000), errs: &strings.Builder{}}
 	cmd.Env = append(os.Environ(), childEnv+"="+name)
 	cmd.Stderr = c.errs
