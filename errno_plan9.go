@@ -3,12 +3,16 @@ package emd
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 )
 
 // fullErrors is empty: here errors are words, and each file server has its own
 // for a full disk. So that stops the arena, as any failed write does.
 var fullErrors []error
+
+// deniedErrors say that a file or folder may not be written to.
+var deniedErrors = []error{fs.ErrPermission}
 
 // errLinks is never met: there are no symbolic links.
 var errLinks = errors.New("too many links")

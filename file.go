@@ -3,6 +3,7 @@ package emd
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -226,6 +227,17 @@ func (f *osFile) Close() error {
 		unlockErr = pathError("unlock", f.File, unlockFile(f.File))
 	}
 	return errors.Join(unlockErr, f.File.Close())
+}
+
+// denied adds what to do to the error of a file or folder that may not be
+// written to.
+func denied(err error, advice string) error {
+	for _, target := range deniedErrors {
+		if errors.Is(err, target) {
+			return fmt.Errorf("%w (%s)", err, advice)
+		}
+	}
+	return err
 }
 
 // pathError adds the file's name to the error of a system call.

@@ -75,6 +75,9 @@ func child(t testing.TB, name string, args ...string) *childProcess {
 // childLine returns the command line of a child; under an emulator, which make
 // qemu names, that of the emulator.
 func childLine(t testing.TB, args ...string) (line []string) {
+	if runtime.GOARCH == "wasm" {
+		t.Skip("not tested here: WebAssembly starts no processes")
+	}
 	if emulator := os.Getenv("EMD_TEST_EMULATOR"); emulator != "" {
 		line = append(line, emulator)
 	}
@@ -84,9 +87,6 @@ func childLine(t testing.TB, args ...string) (line []string) {
 }
 
 func startChild(t testing.TB, cmd *exec.Cmd, name string) *childProcess {
-	if runtime.GOARCH == "wasm" {
-		t.Skip("not tested here: WebAssembly starts no processes")
-	}
 	c := &childProcess{cmd: cmd, lines: make(chan string, 1000), errs: &strings.Builder{}}
 	cmd.Env = append(os.Environ(), childEnv+"="+name)
 	cmd.Stderr = c.errs
