@@ -31,13 +31,17 @@ func newMapping(f *os.File, far bool) mapping {
 // chunks of 64 MiB were to be had under Node.js and wazero; the rest of the
 // program needs some, too. A host may give less.
 func addressLimit() int64 {
+	limit := int64(1 << 62)
 	switch {
 	case runtime.GOARCH == "wasm":
-		return 7 << 29
+		limit = 7 << 29
 	case bits.UintSize == 32:
-		return 1 << 31
+		limit = 1 << 31
 	}
-	return 1 << 62
+	if memory := physicalMemory(); memory > 0 {
+		limit = min(limit, memory)
+	}
+	return limit
 }
 
 // osPageSize returns the unit in which memory is adopted and dropped. That of
