@@ -9,9 +9,12 @@
 GO      ?= go
 MEETING  = TestModel|TestRace|Writers|Readers|Concurrent|Busy|BesideClose|RolledBack|OthersWait|WhileChanging|GroupCommit|Callback
 PORTABLE = TestSame|TestSample|TestCodec|TestDerived(RoundTrips|Hostile|Keys|InContainers|NaN)|TestEntries|TestHash(Vectors|Stable|Secrets)|TestLayoutFor|TestControlWords|TestExtentTable|TestUnixMapping|TestEMListQueue|TestEMListExtentBorders|TestEMDict(Bytes|FloatKeys|Rollback)|TestUpdate|TestDefectLock|TestViews|TestMutate|TestSortFunc$$|TestSortFuncStrings|TestSortKey|TestRadixSort
+# WebAssembly besides: all that lies between the file and its bytes, and recovery. Its goroutines wait for each other to wait, so tests
+# in which one loops until another stops it would run for ever.
+WASM     = $(PORTABLE)|TestExchange|TestSlots|TestHeapMapping|TestMapping|TestFile$$|TestLock$$|TestNames|TestResolve|TestTable$$|TestOpenNot|TestDirtyLimit|TestLogLost|TestClose$$|TestTruncated|TestWrongLog|TestReadOnlyAfterCrash|TestErr(Locked|Closed|ReadOnly|Version)|TestOthersRecovery|TestSalvageLog
 # With their tests, and without.
 TARGETS ?= windows/amd64 darwin/arm64 freebsd/amd64
-BUILDS  ?= windows/386 openbsd/amd64
+BUILDS  ?= windows/386 openbsd/amd64 plan9/amd64
 
 # GOARCH/QEMU's name: s390x is big-endian, loong64 has pages of 16 KiB, arm has 32 bits (386 under QEMU upsets the signal handling of Go).
 PROCESSORS ?= s390x/s390x arm64/aarch64 loong64/loongarch64 arm/arm
@@ -21,7 +24,7 @@ QEMUFLAGS  ?= -short -run '$(PORTABLE)' -timeout 5m
 each = dirs=$$($(GO) list -m -f '{{.Dir}}') && echo "$$dirs" | while read -r dir; do \
 	(cd "$$dir" && $(1)) </dev/null || { echo "failed in $$dir" >&2; exit 1; }; done
 
-.PHONY: demo test bench peers peers-test gobench check vet fmt race 386 cross qemu
+.PHONY: demo test bench peers peers-test gobench check vet fmt race 386 cross qemu wasm
 
 demo:
 	@mkdir -p demo
@@ -46,7 +49,7 @@ peers-test:
 gobench:
 	$(call each,$(GO) test -run '^$$' -bench . -benchmem $(BENCHFLAGS) ./...)
 
-check: vet fmt race 386 cross qemu
+check: vet fmt race 386 cross qemu wasm
 
 vet:
 	$(call each,$(GO) vet ./...)
@@ -83,3 +86,18 @@ qemu:
 	@printf '%s\n' $(PROCESSORS) | GO=$(GO) xargs -P 2 -I '{}' sh -c 'cpu={}; qemu=qemu-$${cpu#*/}-static; \
 		GOARCH=$${cpu%/*} CGO_ENABLED=0 EMD_TEST_EMULATOR=$$qemu \
 			$$GO test -vet=off -exec $$qemu "$$@" . && echo "passed on $${cpu%/*}"' qemu $(QEMUFLAGS)
+
+# js under Node.js, wasip1 under wazero, whose sources Go's module proxy has. Files go back and forth between them and this machine. The
+# environment is cleared: Go's js has 8 KiB for it and the command line.
+WASMS  ?= js wasip1
+WAZERO ?= github.com/tetratelabs/wazero/cmd/wazero@v1.12.0
+wasm:
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && mkdir "$$tmp/files" && export EMD_TEST_EXCHANGE="$$tmp/files" && \
+	$(GO) test -vet=off -run TestExchange . && \
+	case " $(WASMS) " in *" wasip1 "*) GOBIN="$$tmp/bin" $(GO) install $(WAZERO) || exit 1;; esac && \
+	export tmp GO=$(GO) PATH="$$tmp/bin:$$PATH" && printf '%s\n' $(WASMS) | xargs -P 2 -I '{}' sh -c ' \
+		GOOS={} GOARCH=wasm $$GO test -vet=off -short -run "$$1" -timeout 10m \
+			-exec "env -i PATH=$$PATH TMPDIR=$$tmp EMD_TEST_EXCHANGE=$$EMD_TEST_EXCHANGE GOWASIRUNTIME=wazero GOWASIRUNTIMEARGS=-workers=2 $$($$GO env GOROOT)/lib/wasm/go_{}_wasm_exec" . && \
+		echo "passed on {}/wasm"' wasm '$(WASM)' && \
+	$(GO) test -vet=off -run TestExchange -v . | grep -E '^ *--- ' && \
+	[ "$$(ls "$$EMD_TEST_EXCHANGE" | wc -l)" = "$$((3 * (1 + $(words $(WASMS)))))" ]

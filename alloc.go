@@ -234,7 +234,7 @@ func (g region) summarise() {
 
 // newAllocator works on a file of which the pages below end are in use.
 func newAllocator(s *space, end uint64) *allocator {
-	order := min(maxOrder, int(s.shift))
+	order := min(maxOrder, int(s.shift+s.grow))
 	return &allocator{s: s, order: order, end: end, stale: end}
 }
 
@@ -404,15 +404,19 @@ func (al *allocator) extend(n uint32) (pageNo, error) {
 }
 
 // place returns where a run of n pages begins, from end on. Runs of one size that
-// is no power of two lie without gaps, too.
+// is no power of two lie without gaps, too. No run crosses a region or a chunk:
+// chunks may begin at powers of two in the first region, see space.slots.
 func (al *allocator) place(end, n uint64) uint64 {
 	align := n & -n
-	unit := uint64(1) << min(max(int(al.s.shift), al.order), regionShift) // which no run crosses
+	unit := uint64(1) << min(max(int(al.s.shift+al.s.grow), al.order), regionShift)
 	for {
 		r := int(end >> regionShift)
 		from := max(end, uint64(al.s.region(r).firstData()))
 		start := (from + align - 1) &^ (align - 1)
 		next := start&^(unit-1) + unit
+		if next == unit {
+			next = 1 << bits.Len64(start)
+		}
 		if start+n <= next {
 			return start
 		}

@@ -256,6 +256,9 @@ func (a *Arena) openLocked(chunkSize int64) error {
 			}
 			continue
 		}
+		if err != nil && !a.opts.ReadOnly {
+			err = denied(err, "Options.ReadOnly opens what may only be read")
+		}
 		if err != nil {
 			return err
 		}
@@ -295,7 +298,7 @@ func (a *Arena) create(chunkSize int64) (err error) {
 	temp := a.path + ".new-" + strconv.FormatUint(rand64(), 36)
 	f, err := a.fs.Open(temp, os.O_RDWR|os.O_CREATE|os.O_EXCL, a.opts.Mode)
 	if err != nil {
-		return err
+		return denied(err, "a new file is made under a temporary name: its folder must be writable")
 	}
 	defer func() {
 		if left := a.fs.Remove(temp); err == nil && !errors.Is(left, fs.ErrNotExist) {
@@ -396,6 +399,9 @@ func (a *Arena) readOldLog() (log file, recs []record, err error) {
 		return nil, nil, nil
 	}
 	if err != nil {
+		if !a.opts.ReadOnly {
+			err = denied(err, "Options.ReadOnly opens what may only be read")
+		}
 		return nil, nil, fmt.Errorf("log: %w", err)
 	}
 	if recs, err = readLog(log, a.file, &a.header); err != nil {
@@ -420,7 +426,7 @@ func (a *Arena) tidy(log file, recs []record, size int64) error {
 			return asFull(err)
 		}
 		if err := a.fs.Remove(a.log.path); err != nil {
-			return err
+			return denied(err, logAdvice)
 		}
 		a.logger().Info("recovered after a crash", "path", a.path, "commits", len(recs), "took", time.Since(began))
 	}

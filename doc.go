@@ -159,6 +159,12 @@
 //
 // # Portability
 //
+// Where the system maps no files, on WebAssembly (js and wasip1) and Plan 9, the whole
+// file lies in memory of the Go heap, and [ErrFull] says that it may grow no more. The
+// lock there is the process's own: nothing keeps a second process out. On Plan 9 a file
+// created with [io/fs.ModeExclusive] in Options.Mode is open once at a time. Waiting for
+// the disk is left to the runtime or file server below. All else is as everywhere.
+//
 // A file is the same on every operating system, word size and byte order; int
 // and uint are 64 bits in it, and on 32-bit systems a value that does not fit is an error.
 // The library is pure Go, without cgo. The format has version 0: until it is

@@ -3,11 +3,11 @@ package emd
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 )
 
 // A file is the one interface through which every write of the data file and
@@ -113,7 +113,7 @@ type osFile struct {
 func (osFS) Open(path string, flag int, mode fs.FileMode) (file, error) {
 	f, err := os.OpenFile(path, flag, mode)
 	if err != nil {
-		return nil, err
+		return nil, openError(err)
 	}
 	info, err := f.Stat()
 	if err == nil && !info.Mode().IsRegular() {
@@ -127,10 +127,7 @@ func (osFS) Open(path string, flag int, mode fs.FileMode) (file, error) {
 
 func (osFS) Lock(f file, exclusive, wait bool) (ok bool, err error) {
 	of := f.(*osFile)
-	err = withFD(of.File, func(fd uintptr) (err error) {
-		ok, err = lockFD(fd, exclusive, wait)
-		return err
-	})
+	ok, err = lockFile(of.File, exclusive, wait)
 	of.locked = of.locked || ok
 	return ok, pathError("lock", of.File, err)
 }
@@ -187,23 +184,16 @@ func (osFS) Resolve(path string) (string, error) {
 		}
 		next = target
 	}
-	return "", &fs.PathError{Op: "resolve", Path: path, Err: syscall.ELOOP}
+	return "", &fs.PathError{Op: "resolve", Path: path, Err: errLinks}
 }
 
 func (osFS) Network(f file) (fsName string, is bool) {
-	// A file system that cannot be asked is taken for a local one.
-	_ = withFD(f.(*osFile).File, func(fd uintptr) error {
-		fsName = networkFS(fd)
-		return nil
-	})
+	fsName = networkOf(f.(*osFile).File)
 	return fsName, fsName != ""
 }
 
 func (osFS) CopyOnWrite(f file) (fsName string, is bool) {
-	_ = withFD(f.(*osFile).File, func(fd uintptr) error {
-		fsName = copyOnWriteFS(fd)
-		return nil
-	})
+	fsName = copyOnWriteOf(f.(*osFile).File)
 	return fsName, fsName != ""
 }
 
@@ -234,15 +224,11 @@ func (f *osFile) Size() (int64, error) {
 }
 
 func (f *osFile) Allocate(off, n int64) error {
-	return pathError("allocate", f.File, withFD(f.File, func(fd uintptr) error {
-		return allocateFD(fd, off, n)
-	}))
+	return pathError("allocate", f.File, allocateFile(f.File, off, n))
 }
 
 func (f *osFile) Punch(off, n int64) error {
-	return pathError("punch", f.File, withFD(f.File, func(fd uintptr) error {
-		return punchFD(fd, off, n)
-	}))
+	return pathError("punch", f.File, punchFile(f.File, off, n))
 }
 
 // Close unlocks first: a child process between its fork and its exec shares the
@@ -252,24 +238,20 @@ func (f *osFile) Close() error {
 	var unlockErr error
 	if f.locked {
 		f.locked = false
-		unlockErr = pathError("unlock", f.File, withFD(f.File, unlockFD))
+		unlockErr = pathError("unlock", f.File, unlockFile(f.File))
 	}
 	return errors.Join(unlockErr, f.File.Close())
 }
 
-// withFD calls fn with the descriptor or handle of f, which stays open
-// meanwhile. Unlike f.Fd it leaves the mode of the descriptor alone. A closed
-// file is fs.ErrClosed.
-func withFD(f *os.File, fn func(fd uintptr) error) error {
-	conn, err := f.SyscallConn()
-	if err != nil {
-		return err
+// denied adds what to do to the error of a file or folder that may not be
+// written to.
+func denied(err error, advice string) error {
+	for _, target := range deniedErrors {
+		if errors.Is(err, target) {
+			return fmt.Errorf("%w (%s)", err, advice)
+		}
 	}
-	var fnErr error
-	if conn.Control(func(fd uintptr) { fnErr = fn(fd) }) != nil {
-		return fs.ErrClosed // its own error does not match that
-	}
-	return fnErr
+	return err
 }
 
 // pathError adds the file's name to the error of a system call.

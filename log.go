@@ -104,6 +104,8 @@ type redoLog struct {
 	syncErr error
 }
 
+const logAdvice = "the log lies beside the file: whoever writes needs a writable folder"
+
 func logPath(path string) string { return path + "-log" }
 
 // create makes the log file durable, name included, before the header of the
@@ -112,7 +114,7 @@ func (l *redoLog) create(generation uint64) error {
 	if l.f == nil {
 		f, err := l.fs.Open(l.path, os.O_RDWR|os.O_CREATE, l.mode)
 		if err != nil {
-			return err
+			return denied(err, logAdvice)
 		}
 		l.f = f
 	}

@@ -1,10 +1,7 @@
 package emd
 
 import (
-	"bytes"
-	"fmt"
 	"io"
-	"os"
 	"sync"
 	"unsafe"
 )
@@ -65,10 +62,6 @@ type mapping interface {
 	// does nothing.
 	close() error
 }
-
-// osPageSize returns the machine's page size in bytes, the unit in which
-// memory is adopted and dropped: 4 KiB to 64 KiB.
-func osPageSize() int { return os.Getpagesize() }
 
 // bytesAt returns [p, p+n) as a slice. The caller has checked that the range
 // lies inside one chunk; chunks stay readable, so the slice does too.
@@ -137,91 +130,4 @@ func fitsBetter(size, best, want int64) bool {
 		return size < best
 	}
 	return size > best
-}
-
-// A heapMapping shows a file in memory of the Go heap, for tests: there the
-// race detector sees every byte. It maps nothing, so it can check what a real
-// mapping must believe: adopt and drop panic when memory and file differ, which
-// finds each store that was not marked dirty.
-type heapMapping struct {
-	f      io.ReaderAt
-	shared file // or nil: f, of whose chunks sync writes what the file has room for
-	starts []int64
-	chunks [][]byte
-}
-
-func newHeapMapping(f io.ReaderAt) *heapMapping { return &heapMapping{f: f} }
-
-func newSharedHeapMapping(f file) *heapMapping { return &heapMapping{f: f, shared: f} }
-
-func (m *heapMapping) chunk(off, size, filed int64) (unsafe.Pointer, error) {
-	b := make([]byte, size) // the runtime aligns large objects to 8 KiB
-	if m.shared != nil {
-		end, err := m.shared.Size()
-		if err != nil {
-			return nil, err
-		}
-		filed = min(max(end-off, 0), size)
-	}
-	if err := readWhole(m.f, b[:filed], off); err != nil {
-		return nil, err
-	}
-	m.starts = append(m.starts, off)
-	m.chunks = append(m.chunks, b)
-	return unsafe.Pointer(unsafe.SliceData(b)), nil
-}
-
-func (m *heapMapping) adopt(p unsafe.Pointer, n, off int64) error {
-	file := make([]byte, pageSize)
-	for i := int64(0); i < n; i += pageSize {
-		if p := pageNo((off + i) >> pageShift); p < slotPages || isSums(p) {
-			continue
-		}
-		if err := readWhole(m.f, file, off+i); err != nil {
-			return err
-		}
-		if !bytes.Equal(file, bytesAt(unsafe.Add(p, i), pageSize)) {
-			panic(fmt.Sprintf("emd: page %d differs from the file", (off+i)/pageSize))
-		}
-	}
-	return nil
-}
-
-func (m *heapMapping) drop(p unsafe.Pointer, n, off int64) error {
-	return m.adopt(p, n, off)
-}
-
-func (m *heapMapping) zero(p unsafe.Pointer, n int64) error {
-	clear(bytesAt(p, n))
-	return nil
-}
-
-func (m *heapMapping) refresh(p unsafe.Pointer, n, off int64) error {
-	return readWhole(m.f, bytesAt(p, n), off)
-}
-
-// sync leaves the header slots out: they are written to the file directly.
-func (m *heapMapping) sync() error {
-	end, err := m.shared.Size()
-	for i, b := range m.chunks {
-		from, to := int64(0), min(end-m.starts[i], int64(len(b)))
-		if m.starts[i] == 0 {
-			from = slotPages * pageSize
-		}
-		if err == nil && from < to {
-			_, err = m.shared.WriteAt(b[from:to], m.starts[i]+from)
-		}
-	}
-	return err
-}
-
-func (m *heapMapping) willNeed(unsafe.Pointer, int64) {}
-func (m *heapMapping) prefetch(unsafe.Pointer, int64) {}
-
-func (m *heapMapping) close() error {
-	for _, b := range m.chunks {
-		clear(b)
-	}
-	m.chunks, m.starts = nil, nil
-	return nil
 }

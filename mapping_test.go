@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 	"unsafe"
@@ -177,6 +178,10 @@ func TestMappingReuse(t *testing.T) {
 		}
 		require.NoError(t, m.close())
 	}
+	if _, heap := (osFS{}).Map(f).(*heapMapping); heap {
+		assert.Zero(t, reused, "a late reader's memory is its own")
+		return
+	}
 	assert.Greater(t, reused, 20)
 }
 
@@ -217,7 +222,7 @@ func TestTable(t *testing.T) {
 		require.Len(t, b, n)
 		require.True(t, allZero(b), n)
 		if n > 0 {
-			assert.Zero(t, uintptr(unsafe.Pointer(&b[0]))%uintptr(osPageSize()), n)
+			assert.Zero(t, uintptr(unsafe.Pointer(&b[0]))%8, n)
 			b[n-1] = 1
 		}
 		freeTable(b)
@@ -361,5 +366,10 @@ func TestDirtyLimit(t *testing.T) {
 		assert.Equal(t, c.want, dirtyLimitFor(c.memory, c.cgroup), name)
 	}
 	assert.Greater(t, defaultDirtyLimit(), int64(0))
-	assert.Greater(t, physicalMemory(), int64(16<<20))
+	switch runtime.GOOS {
+	case "aix", "illumos", "solaris", "js", "wasip1":
+		assert.Zero(t, physicalMemory(), "unknown")
+	default:
+		assert.Greater(t, physicalMemory(), int64(16<<20))
+	}
 }

@@ -50,4 +50,22 @@ func networkFS(uintptr) string { return "" }
 // copyOnWriteFS does not know either.
 func copyOnWriteFS(uintptr) string { return "" }
 
-func allocateFD(uintptr, int64, int64) error { return errors.ErrUnsupported }
+// allocateFD makes room past the end of the file, where the system has a call for
+// that: what lies before has its room, but for holes, which no call here fills
+// without writing everything around them anew. A disk that is full then is found
+// by the write.
+func allocateFD(fd uintptr, off, n int64) error {
+	var st unix.Stat_t
+	if err := uninterrupted(func() error { return unix.Fstat(int(fd), &st) }); err != nil {
+		return err
+	}
+	if n = off + n - st.Size; n <= 0 {
+		return nil
+	}
+	err := uninterrupted(func() error { return preallocate(fd, st.Size, n) })
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EFBIG), errors.Is(err, unix.EIO):
+		return err
+	}
+	return errors.ErrUnsupported // by this file system
+}

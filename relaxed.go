@@ -114,15 +114,15 @@ func newSharedSpace(f file, m mapping, chunkSize int64, end uint64, fileSize int
 	s.shared = true
 	s.border.Store(maxPages)
 	s.marked = slices.Repeat([]uint64{allLines}, int(s.mask)+1)
-	if err := s.grow(end); err != nil { // to whole chunks, where that is needed
+	if err := s.extendFile(end); err != nil { // to whole chunks, where that is needed
 		return nil, err
 	}
 	return s, s.open(end)
 }
 
-// grow makes room on the disk for the pages below end, before a page without
+// extendFile makes room on the disk for the pages below end, before a page without
 // room could be stored to. The caller holds mu, or is alone.
-func (s *space) grow(end uint64) error {
+func (s *space) extendFile(end uint64) error {
 	need := int64(end) << pageShift
 	if need <= s.fileSize {
 		return nil
@@ -130,7 +130,7 @@ func (s *space) grow(end uint64) error {
 	round := func(n, to int64) int64 { return (n + to - 1) / to * to }
 	sizes := []int64{round(need+s.fileSize/8, sharedStep), round(need, unitSize)}
 	if wholeChunks {
-		sizes = []int64{round(need, int64(1)<<(s.shift+pageShift))}
+		sizes = []int64{round(need, int64(1)<<(s.shift+s.grow+pageShift))}
 	}
 	var err error
 	for _, size := range sizes {

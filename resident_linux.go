@@ -10,15 +10,12 @@ import (
 func (s *space) resident() (n int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	size := uintptr(1) << (s.shift + pageShift)
-	// The call fills a byte for each page of the machine; qemu-user, which may
-	// show a program larger pages than the machine's, more than the program asked for.
-	room := make([]byte, size>>pageShift)
-	pages := room[:int(size)/osPageSize()]
-	for _, c := range s.table.Load().chunks {
-		if c == nil {
-			continue
-		}
+	for c := range s.table.Load().all {
+		size := uintptr(c.pages) << pageShift
+		// The call fills a byte for each page of the machine; qemu-user, which may
+		// show a program larger pages than the machine's, more than the program asked for.
+		room := make([]byte, c.pages)
+		pages := room[:int(size)/osPageSize()]
 		if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(c.mem), size, uintptr(unsafe.Pointer(&room[0]))); errno != 0 {
 			return 0
 		}

@@ -58,8 +58,9 @@ type space struct {
 	table   atomic.Pointer[chunkTable]
 	page1   unsafe.Pointer // page 1, set before flat
 	flat    atomic.Uint32  // pages, from 1 on, that lie one after the other in memory
-	shift   uint8          // log2 of the pages of a chunk
-	mask    pageNo         // pages of a chunk - 1
+	shift   uint8          // log2 of the pages of a slot of the table
+	grow    uint8          // log2 of the slots of a large chunk, see slots
+	mask    pageNo         // pages of a slot - 1
 	osShift uint8          // log2 of the file pages in a page of the machine
 	whole   bool           // Options.FullPages: mark whole pages
 	tables  bool           // keep dirty lines: false for a read-only or relaxed arena
@@ -86,15 +87,27 @@ type space struct {
 // changed, when the file grows past it; its slots are filled when a chunk is
 // first used.
 type chunkTable struct {
-	mem    []unsafe.Pointer // start of each chunk, nil before its first use
+	mem    []unsafe.Pointer // start of each slot, nil before its first use
 	lines  []unsafe.Pointer // its dirty map: a word for each page
-	chunks []*chunk
+	chunks []*chunk         // a chunk may take several slots
+}
+
+// all yields the chunks in use.
+func (t *chunkTable) all(yield func(*chunk) bool) {
+	var last *chunk
+	for _, c := range t.chunks {
+		if c != nil && c != last && !yield(c) {
+			return
+		}
+		last = c
+	}
 }
 
 // A chunk is a stretch of the file, mapped. Its tables lie outside the Go
 // heap and take memory when they are first written.
 type chunk struct {
 	first  pageNo
+	pages  pageNo
 	mem    unsafe.Pointer
 	table  []byte
 	lines  []uint64    // a word for each page, a bit for each changed line
@@ -115,9 +128,14 @@ func newSpace(f file, m mapping, chunkSize int64, border uint64, fileSize int64,
 }
 
 func makeSpace(f file, m mapping, chunkSize, fileSize int64) *space {
+	slot := chunkSize
+	if _, heap := m.(*heapMapping); heap {
+		slot = min(chunkSize, firstHeapChunk)
+	}
 	s := &space{
 		file: f, mapping: m, fileSize: fileSize,
-		shift:   uint8(bits.TrailingZeros64(uint64(chunkSize)) - pageShift),
+		shift:   uint8(bits.TrailingZeros64(uint64(slot)) - pageShift),
+		grow:    uint8(bits.TrailingZeros64(uint64(chunkSize / slot))),
 		osShift: uint8(max(0, bits.TrailingZeros(uint(osPageSize()))-pageShift)),
 	}
 	s.mask = 1<<s.shift - 1
@@ -127,10 +145,11 @@ func makeSpace(f file, m mapping, chunkSize, fileSize int64) *space {
 
 // open makes room for the chunks of the pages below end, and maps them unless they are very many.
 func (s *space) open(end uint64) error {
-	n := s.chunkCount(end)
+	_, heap := s.mapping.(*heapMapping)
+	n := s.slotCount(end)
 	s.ensured = n
 	s.resize(n)
-	if n <= eagerChunks || bits.UintSize == 32 {
+	if n <= eagerChunks || bits.UintSize == 32 || heap { // the heap shall be too small now, not in the middle of a read
 		for i := range n {
 			if err := s.mapChunk(i); err != nil {
 				return err
@@ -140,7 +159,20 @@ func (s *space) open(end uint64) error {
 	return nil
 }
 
-func (s *space) chunkCount(pages uint64) int { return int((pages + uint64(s.mask)) >> s.shift) }
+func (s *space) slotCount(pages uint64) int { return int((pages + uint64(s.mask)) >> s.shift) }
+
+// slots returns the slots [first, first+n) of the chunk that slot i is part of.
+// Most chunks have one. On the Go heap a small file must take little memory, so
+// there the first chunks are small, each as large as all before it. A run of
+// pages that is aligned to its size lies in one of them as in a large chunk, so
+// the same runs can be made, and files are the same.
+func (s *space) slots(i int) (first, n int) {
+	if i == 0 {
+		return 0, 1
+	}
+	n = 1 << min(bits.Len(uint(i))-1, int(s.grow))
+	return i &^ (n - 1), n
+}
 
 // close takes the memory away; late readers see zeros.
 func (s *space) close() error {
@@ -149,10 +181,8 @@ func (s *space) close() error {
 	t := s.table.Load()
 	err := s.mapping.close()
 	s.table.Store(&chunkTable{mem: t.mem}) // what a late reader may still look at
-	for _, c := range t.chunks {
-		if c != nil && c.table != nil {
-			freeTable(c.table)
-		}
+	for c := range t.all {
+		freeTable(c.table)
 	}
 	s.dirty = nil
 	return err
@@ -191,9 +221,9 @@ func (s *space) view(off uint64, n int) []byte {
 	if n < 0 || off>>pageShift >= maxPages {
 		return nil
 	}
-	chunkSize := uint64(1) << (s.shift + pageShift)
-	in := off & (chunkSize - 1)
-	if uint64(n) > chunkSize-in {
+	slotSize := uint64(1) << (s.shift + pageShift)
+	in := off & (slotSize - 1)
+	if uint64(n) > slotSize-in && uint64(n) > s.chunkEnd(off)-off {
 		return nil
 	}
 	m := s.peek(pageNo(off >> pageShift))
@@ -201,6 +231,12 @@ func (s *space) view(off uint64, n int) []byte {
 		return nil
 	}
 	return unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(m), off&(pageSize-1))), n)
+}
+
+// chunkEnd returns where the chunk ends in which off lies.
+func (s *space) chunkEnd(off uint64) uint64 {
+	first, n := s.slots(int(off >> (s.shift + pageShift)))
+	return uint64(first+n) << (s.shift + pageShift)
 }
 
 // willNeed reads the n bytes at off, which a loop is to look at, ahead of it.
@@ -258,31 +294,35 @@ func (s *space) mapError() error {
 	return s.mapErr
 }
 
-// mapChunk fills slot i of the table. The caller holds mu, or is alone.
+// mapChunk fills slot i of the table, and those of the same chunk. The caller holds mu, or is alone.
 func (s *space) mapChunk(i int) error {
 	t := s.table.Load()
 	if i >= len(t.mem) || t.mem[i] != nil || i >= len(t.chunks) {
 		return nil
 	}
-	size := int64(1) << (s.shift + pageShift)
-	off := int64(i) * size
+	first, n := s.slots(i)
+	off, size := int64(first)<<(s.shift+pageShift), int64(n)<<(s.shift+pageShift)
 	filed := min(max(int64(s.border.Load())<<pageShift-off, 0), size)
 	mem, err := s.mapping.chunk(off, size, filed)
 	if err != nil {
 		return err
 	}
-	c := &chunk{first: pageNo(i) << s.shift, mem: mem}
+	c := &chunk{first: pageNo(first) << s.shift, pages: pageNo(n) << s.shift, mem: mem}
 	if s.tables {
-		if err := c.makeTables(int(s.mask) + 1); err != nil {
+		if err := c.makeTables(int(c.pages)); err != nil {
 			return err
 		}
-		atomic.StorePointer(&t.lines[i], unsafe.Pointer(&c.lines[0]))
 	}
-	if s.shared {
-		atomic.StorePointer(&t.lines[i], unsafe.Pointer(&s.marked[0]))
+	for k := range n {
+		if s.tables {
+			atomic.StorePointer(&t.lines[first+k], unsafe.Pointer(&c.lines[k<<s.shift]))
+		}
+		if s.shared {
+			atomic.StorePointer(&t.lines[first+k], unsafe.Pointer(&s.marked[0]))
+		}
+		t.chunks[first+k] = c
+		atomic.StorePointer(&t.mem[first+k], unsafe.Add(mem, k<<(s.shift+pageShift)))
 	}
-	t.chunks[i] = c
-	atomic.StorePointer(&t.mem[i], mem)
 	s.flatten(t)
 	return nil
 }
@@ -339,12 +379,15 @@ func (c *chunk) makeTables(pages int) error {
 	return nil
 }
 
-// resize gives the table n slots. The caller holds mu, or is alone.
+// resize gives the table n slots, and the others of the last chunk. The caller
+// holds mu, or is alone.
 func (s *space) resize(n int) {
 	t := s.table.Load()
 	if n <= len(t.mem) {
 		return
 	}
+	first, slots := s.slots(n - 1)
+	n = first + slots
 	// Within its capacity a slice grows in place: readers of the old table
 	// see its length only.
 	extra := n - len(t.mem)
@@ -357,11 +400,11 @@ func (s *space) resize(n int) {
 
 // ensure makes memory for the pages below end.
 func (s *space) ensure(end uint64) error {
-	n := s.chunkCount(end)
+	n := s.slotCount(end)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.shared {
-		if err := s.grow(end); err != nil {
+		if err := s.extendFile(end); err != nil {
 			return err
 		}
 	}
@@ -421,7 +464,7 @@ func (s *space) mark(off uint64, n int) {
 func (s *space) touchSlow(p pageNo, lines uint64) {
 	s.page(p) // maps the chunk
 	c := s.table.Load().chunks[p>>s.shift]
-	in := p & s.mask
+	in := p - c.first
 	isFresh := uint64(p) >= s.border.Load()
 	if isFresh || s.whole && keeps(fullPagesRule) {
 		lines = allLines
@@ -526,7 +569,8 @@ func (s *space) writeFresh(from, to uint64) error {
 
 func (s *space) chunkOf(p uint64) (c *chunk, in pageNo) {
 	s.page(pageNo(p))
-	return s.table.Load().chunks[p>>s.shift], pageNo(p) & s.mask
+	c = s.table.Load().chunks[p>>s.shift]
+	return c, pageNo(p) - c.first
 }
 
 // writeFreshChunk does that for the pages [in, in+n) of chunk c, one run of
@@ -678,7 +722,7 @@ func (s *space) discardFresh(end uint64) (zeros uint64, err error) {
 func (s *space) eachRange(from, to uint64, fn func(c *chunk, in, n pageNo) error) error {
 	for from < to {
 		c, in := s.chunkOf(from)
-		n := min(to-from, uint64(s.mask)+1-uint64(in))
+		n := min(to-from, uint64(c.pages-in))
 		if err := fn(c, in, pageNo(n)); err != nil {
 			return err
 		}
@@ -697,11 +741,11 @@ func (s *space) eachRange(from, to uint64, fn func(c *chunk, in, n pageNo) error
 func (s *space) dropClean() error {
 	border := s.border.Load()
 	perOS := pageNo(1) << s.osShift
-	for _, c := range s.table.Load().chunks {
-		if c == nil || uint64(c.first) >= border {
+	for c := range s.table.Load().all {
+		if uint64(c.first) >= border {
 			continue
 		}
-		limit := pageNo(min(uint64(s.mask)+1, border-uint64(c.first)))
+		limit := pageNo(min(uint64(c.pages), border-uint64(c.first)))
 		droppable := func(p pageNo) bool { return c.anyOwned(p, perOS) && isZero(c.lines[p:p+perOS]) }
 		for p := pageNo(0); p < limit; p += perOS {
 			if p&63 == 0 && c.owned[p>>6] == 0 {
@@ -781,10 +825,8 @@ func (s *space) spillRange(p, n uint64) error {
 func (s *space) heap() (n int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, c := range s.table.Load().chunks {
-		if c != nil {
-			n += int64(len(c.table))
-		}
+	for c := range s.table.Load().all {
+		n += int64(len(c.table))
 	}
 	return n
 }
@@ -793,10 +835,8 @@ func (s *space) heap() (n int64) {
 func (s *space) mapped() (n int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, c := range s.table.Load().chunks {
-		if c != nil {
-			n += 1 << (s.shift + pageShift)
-		}
+	for c := range s.table.Load().all {
+		n += int64(c.pages) << pageShift
 	}
 	return n
 }

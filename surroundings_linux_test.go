@@ -1,0 +1,350 @@
+package emd
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// Where files may lie besides a large ext4: each place works, or fails with an
+// error that says what to do.
+
+var _ = addChild("limited", childLimited)
+
+// squareFile makes a file with n squares, and returns what it holds. With crash, only the log has the last of them.
+func squareFile(t *testing.T, path string, n int, crash bool) []uint32 {
+	t.Helper()
+	building := path
+	if crash {
+		building += ".whole"
+	}
+	a, err := Open(building, nil)
+	require.NoError(t, err)
+	l, err := List[uint32](a, "squares", nil)
+	require.NoError(t, err)
+	want := squares(n)
+	require.NoError(t, l.Append(want...))
+	require.NoError(t, a.Sync())
+	want[n/2] = 7
+	require.NoError(t, l.Set(n/2, 7))
+	require.NoError(t, a.Sync())
+	if crash {
+		copyFile(t, building, path)
+		copyFile(t, logPath(building), logPath(path))
+	}
+	require.NoError(t, a.Close())
+	if crash {
+		require.NoError(t, os.Remove(building))
+	}
+	return want
+}
+
+// holds checks what a file of squareFile holds.
+func holds(t *testing.T, path string, want []uint32, o Options) {
+	t.Helper()
+	a, err := Open(path, &o)
+	require.NoError(t, err)
+	l, err := List[uint32](a, "squares", nil)
+	require.NoError(t, err)
+	require.True(t, slices.Equal(want, slices.Collect(l.Values())))
+	require.NoError(t, a.verify())
+	require.NoError(t, a.Close())
+}
+
+// use does in a folder what programs do.
+func use(t *testing.T, dir string) {
+	t.Helper()
+	for _, crash := range []bool{false, true} {
+		path := filepath.Join(dir, fmt.Sprint("crash=", crash))
+		want := squareFile(t, path, 1_000_000, crash)
+		holds(t, path, want, Options{ReadOnly: true})
+		holds(t, path, want, Options{})
+		assert.NoFileExists(t, logPath(path))
+		reader, err := Open(path, &Options{ReadOnly: true})
+		require.NoError(t, err)
+		_, err = Open(path, nil)
+		require.ErrorIs(t, err, ErrLocked)
+		require.NoError(t, reader.Close())
+	}
+}
+
+// memoryDisk mounts a tmpfs.
+func memoryDisk(t *testing.T) string {
+	privateMounts(t)
+	dir := t.TempDir()
+	require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0755"))
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	return dir
+}
+
+// overlay mounts an overlayfs, whose lower layer prepare fills.
+func overlay(t *testing.T, prepare func(lower string)) string {
+	memory := memoryDisk(t)
+	for _, name := range []string{"lower", "upper", "work", "merged"} {
+		require.NoError(t, os.Mkdir(filepath.Join(memory, name), 0o755))
+	}
+	prepare(filepath.Join(memory, "lower"))
+	merged := filepath.Join(memory, "merged")
+	if err := unix.Mount("overlay", merged, "overlay", 0, fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", memory)); err != nil {
+		unavailable(t, "no overlayfs: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(merged, unix.MNT_DETACH) })
+	return merged
+}
+
+func TestSurroundings(t *testing.T) {
+	for name, test := range map[string]func(t *testing.T){
+		"tmpfs": func(t *testing.T) { use(t, memoryDisk(t)) },
+		"dev shm": func(t *testing.T) {
+			dir, err := os.MkdirTemp("/dev/shm", "emd-test-")
+			if err != nil {
+				unavailable(t, "%v", err)
+			}
+			defer os.RemoveAll(dir)
+			use(t, dir)
+		},
+		"no fallocate": func(t *testing.T) {
+			d := newTestDisk(t, "ext2", 64<<20)
+			f, err := os.Create(filepath.Join(d.dir, "probe"))
+			require.NoError(t, err)
+			defer f.Close()
+			require.ErrorIs(t, unix.Fallocate(int(f.Fd()), 0, 0, 4096), errors.ErrUnsupported, "ext2 is here because it cannot do that")
+			use(t, d.dir)
+		},
+		"overlay": func(t *testing.T) { use(t, overlay(t, func(string) {})) },
+		"overlay from below": func(t *testing.T) {
+			var want []uint32
+			dir := overlay(t, func(lower string) {
+				want = squareFile(t, filepath.Join(lower, "closed"), 300_000, false)
+				squareFile(t, filepath.Join(lower, "crashed"), 300_000, true)
+			})
+			for _, name := range []string{"closed", "crashed"} {
+				path := filepath.Join(dir, name)
+				reader, err := Open(path, &Options{ReadOnly: true})
+				require.NoError(t, err)
+				_, err = Open(path, nil) // which copies the file up
+				require.ErrorIs(t, err, ErrLocked, "by the reader of the file below")
+				holds(t, path, want, Options{ReadOnly: true})
+				require.NoError(t, reader.Close())
+				holds(t, path, want, Options{})
+				holds(t, path, want, Options{ReadOnly: true})
+				assert.NoFileExists(t, logPath(path))
+			}
+		},
+	} {
+		t.Run(name, test)
+	}
+}
+
+// TestFullWithoutFallocate fills a disk whose file system reserves nothing: what was acknowledged is kept.
+func TestFullWithoutFallocate(t *testing.T) {
+	d := newTestDisk(t, "ext2", 24<<20)
+	ballast := filepath.Join(d.dir, "ballast")
+	require.NoError(t, os.WriteFile(ballast, make([]byte, 4<<20), 0o600))
+	path := filepath.Join(d.dir, "full")
+	a, err := openWith(path, nil, internalOptions{logLimit: 256 << 10})
+	require.NoError(t, err)
+	l, err := List[uint32](a, "squares", nil)
+	require.NoError(t, err)
+	acked := 0
+	for err == nil {
+		if err = l.Append(squares(10_000)...); err == nil {
+			err = a.Sync()
+		}
+		if err == nil {
+			acked = l.Len()
+		}
+	}
+	require.ErrorIs(t, err, ErrFull)
+	require.ErrorIs(t, err, unix.ENOSPC)
+	t.Logf("full at %d elements: %v", acked, err)
+	require.NoError(t, os.Remove(ballast))
+	if a.Err() == nil {
+		require.NoError(t, a.Sync(), "there is room again")
+		acked = l.Len()
+	}
+	_ = a.Close() // fails if the arena stopped
+	a, err = Open(path, nil)
+	require.NoError(t, err)
+	l, err = List[uint32](a, "squares", nil)
+	require.NoError(t, err)
+	assert.GreaterOrEqual(t, l.Len(), acked)
+	require.NoError(t, a.verify())
+	require.NoError(t, a.Close())
+}
+
+// What may not be written to is an error that says what to do.
+func isDenied(t *testing.T, err error, path, advice string, target error) {
+	t.Helper()
+	isError(t, err, path, target)
+	require.ErrorContains(t, err, advice)
+	require.ErrorContains(t, err, filepath.Dir(path))
+}
+
+func TestReadOnlyMount(t *testing.T) {
+	dir := memoryDisk(t)
+	closed, crashed := filepath.Join(dir, "closed"), filepath.Join(dir, "crashed")
+	want := squareFile(t, closed, 100_000, false)
+	squareFile(t, crashed, 100_000, true)
+	require.NoError(t, unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	for range 2 {
+		for _, path := range []string{closed, crashed} {
+			holds(t, path, want, Options{ReadOnly: true})
+			_, err := Open(path, nil)
+			isDenied(t, err, path, "Options.ReadOnly", unix.EROFS)
+		}
+	}
+	missing := filepath.Join(dir, "missing")
+	_, err := Open(missing, nil)
+	isDenied(t, err, missing, "folder must be writable", unix.EROFS)
+	_, err = Open(missing, &Options{ReadOnly: true})
+	isError(t, err, missing, fs.ErrNotExist)
+}
+
+// asNobody takes the power over files from the goroutine of the test, if it is root's.
+func asNobody(t *testing.T) {
+	if os.Getuid() != 0 {
+		return
+	}
+	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+	require.NoError(t, unix.Setfsuid(65534))
+}
+
+func TestReadOnlyFile(t *testing.T) {
+	dir := t.TempDir()
+	closed, crashed := filepath.Join(dir, "closed"), filepath.Join(dir, "crashed")
+	want := squareFile(t, closed, 100_000, false)
+	squareFile(t, crashed, 100_000, true)
+	for _, path := range []string{closed, crashed, logPath(crashed)} {
+		require.NoError(t, os.Chmod(path, 0o444))
+	}
+	require.NoError(t, errors.Join(os.Chmod(filepath.Dir(dir), 0o755), os.Chmod(dir, 0o777)))
+	t.Run("", func(t *testing.T) {
+		asNobody(t)
+		for _, path := range []string{closed, crashed} {
+			holds(t, path, want, Options{ReadOnly: true})
+			_, err := Open(path, nil)
+			isDenied(t, err, path, "Options.ReadOnly", fs.ErrPermission)
+		}
+	})
+}
+
+func TestReadOnlyFolder(t *testing.T) {
+	dir := t.TempDir()
+	closed, crashed := filepath.Join(dir, "closed"), filepath.Join(dir, "crashed")
+	want := squareFile(t, closed, 100_000, false)
+	squareFile(t, crashed, 100_000, true)
+	for _, path := range []string{closed, crashed, logPath(crashed)} {
+		require.NoError(t, os.Chmod(path, 0o666))
+	}
+	require.NoError(t, errors.Join(os.Chmod(filepath.Dir(dir), 0o755), os.Chmod(dir, 0o555)))
+	t.Cleanup(func() { _ = os.Chmod(dir, 0o755) })
+	t.Run("", func(t *testing.T) {
+		asNobody(t)
+		const advice = "needs a writable folder"
+		for _, path := range []string{closed, crashed} {
+			holds(t, path, want, Options{ReadOnly: true})
+		}
+		holds(t, closed, want, Options{}) // changes nothing
+		a, err := Open(closed, nil)
+		require.NoError(t, err)
+		l, err := List[uint32](a, "squares", nil)
+		require.NoError(t, err)
+		require.NoError(t, l.Append(1))
+		isDenied(t, a.Sync(), closed, advice, fs.ErrPermission)
+		isDenied(t, a.Err(), closed, advice, fs.ErrPermission)
+		isDenied(t, a.Close(), closed, advice, fs.ErrPermission)
+		holds(t, closed, want, Options{})
+
+		_, err = Open(crashed, nil)
+		isDenied(t, err, crashed, advice, fs.ErrPermission)
+		holds(t, crashed, want, Options{ReadOnly: true})
+
+		missing := filepath.Join(dir, "missing")
+		_, err = Open(missing, nil)
+		isDenied(t, err, missing, "folder must be writable", fs.ErrPermission)
+	})
+	for _, path := range []string{closed, crashed} {
+		holds(t, path, want, Options{})
+	}
+}
+
+// TestMemoryLimits runs childLimited under limits of address space and of data, which is how strict overcommit counts.
+func TestMemoryLimits(t *testing.T) {
+	for name, limit := range map[string]int{"address space": unix.RLIMIT_AS, "data": unix.RLIMIT_DATA} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "limited.emd")
+			c := child(t, "limited", path, strconv.Itoa(limit))
+			said, err := c.rest()
+			require.NoError(t, err, "%q %s", said, c.errs)
+			require.Equal(t, []string{"full", "rolled back", "closed", "opened"}, said)
+			a, err := Open(path, nil)
+			require.NoError(t, err)
+			require.NoError(t, a.verify())
+			require.NoError(t, a.Close())
+		})
+	}
+}
+
+// childLimited appends until the limit of 400 MiB more than it has now is reached, and rolls back.
+func childLimited(args []string) {
+	which, err := strconv.Atoi(args[1])
+	must(err)
+	must(os.WriteFile(args[0]+".probe", nil, 0o600)) // has the runtime start what it needs
+	var s runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&s)
+	used, err := statusBytes(map[int]string{unix.RLIMIT_AS: "VmSize:", unix.RLIMIT_DATA: "VmData:"}[which])
+	must(err)
+	limit := used + 400<<20
+	must(unix.Setrlimit(which, &unix.Rlimit{Cur: limit, Max: limit}))
+	a, err := Open(args[0], &Options{DirtyLimit: 32 << 20, NoSync: true})
+	must(err)
+	l, err := List[[4096]byte](a, "l", nil)
+	must(err)
+	must(l.Append([4096]byte{1}))
+	must(a.Sync())
+	n := 0
+	for err == nil {
+		n = l.Len()
+		err = a.Update(func() error {
+			for range 1000 {
+				if err := l.Append([4096]byte{2}); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if !errors.Is(err, ErrFull) {
+		must(err)
+	}
+	say("full")
+	if l.Len() != n || a.Err() != nil {
+		must(fmt.Errorf("%d elements, not %d: %w", l.Len(), n, a.Err()))
+	}
+	say("rolled back")
+	must(a.Close())
+	say("closed")
+	a, err = Open(args[0], nil)
+	must(err)
+	l, err = List[[4096]byte](a, "l", nil)
+	must(err)
+	for i := range l.Len() {
+		if _, err := l.Get(i); err != nil {
+			must(err)
+		}
+	}
+	must(a.Close())
+	say("opened")
+}
