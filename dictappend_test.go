@@ -58,7 +58,7 @@ func (m *slicesModel[K, E]) some() []E {
 }
 
 func (m *slicesModel[K, E]) run(steps int) {
-	m.path = filepath.Join(m.t.TempDir(), "model.emd")
+	m.path = filepath.Join(tempDir(m.t), "model.emd")
 	m.want, m.synced = map[K][]E{}, map[K][]E{}
 	m.open()
 	for range steps {
@@ -684,7 +684,7 @@ func TestGrowingDamage(t *testing.T) {
 	} {
 		for _, k := range c.keys {
 			t.Run(fmt.Sprintf("%s/%d", name, k), func(t *testing.T) {
-				path := filepath.Join(t.TempDir(), "damaged.emd")
+				path := filepath.Join(tempDir(t), "damaged.emd")
 				in := internalOptions{heap: true, chunkSize: minChunkSize}
 				a, err := openWith(path, &Options{NoSync: true}, in)
 				require.NoError(t, err)
@@ -733,7 +733,7 @@ func TestGrowingDamage(t *testing.T) {
 				wrong("append", AppendTo(d, k, 1))
 				_, err = d.Delete(k)
 				wrong("delete", err)
-				dst := filepath.Join(t.TempDir(), "salvaged.emd")
+				dst := filepath.Join(tempDir(t), "salvaged.emd")
 				report, err := salvageWith(t.Context(), dst, copied, nil, in)
 				require.NoError(t, err)
 				s, err := openWith(dst, nil, in)
@@ -1045,7 +1045,7 @@ func TestAppendToWrites(t *testing.T) {
 	for _, every := range []int{10_000, 50_000, 1_000_000} {
 		t.Run(fmt.Sprint("sync every ", every), func(t *testing.T) {
 			var written atomic.Int64
-			a, err := openWith(filepath.Join(t.TempDir(), "w.emd"), &Options{NoSync: true}, internalOptions{fs: countingFS{newOSFS(raceEnabled, false), &written}, inline: true})
+			a, err := openWith(filepath.Join(tempDir(t), "w.emd"), &Options{NoSync: true}, internalOptions{fs: countingFS{newOSFS(raceEnabled, false), &written}, inline: true})
 			require.NoError(t, err)
 			d, err := Dict[uint64, []uint64](a, "d", nil)
 			require.NoError(t, err)

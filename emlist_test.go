@@ -122,7 +122,7 @@ func testModel[T any](t *testing.T, name string, opts *ListOptions[T], random fu
 	for seed := range uint64(4) {
 		t.Run(fmt.Sprintf("%s/seed=%d", name, seed), func(t *testing.T) {
 			t.Parallel()
-			m := &listModel[T]{t: t, opts: opts, r: rand.New(rand.NewPCG(seed, 7)), random: random, path: filepath.Join(t.TempDir(), "m.emd")}
+			m := &listModel[T]{t: t, opts: opts, r: rand.New(rand.NewPCG(seed, 7)), random: random, path: filepath.Join(tempDir(t), "m.emd")}
 			if seed%2 == 0 {
 				m.o = tiny()
 			}
@@ -537,7 +537,7 @@ func TestEMListSparse(t *testing.T) {
 	if !bits32 {
 		n *= 64
 	}
-	path := filepath.Join(t.TempDir(), "sparse.emd")
+	path := filepath.Join(tempDir(t), "sparse.emd")
 	a := reopen(t, path, testOptions{})
 	e := listOf[uint64](t, a, nil)
 	get := func(i int) uint64 {
@@ -796,7 +796,7 @@ func TestEMListClosed(t *testing.T) {
 		require.Zero(t, listOf[uint64](t, a, nil).Len())
 	})
 	t.Run("file of its own", func(t *testing.T) {
-		path := filepath.Join(t.TempDir(), "own.emd")
+		path := filepath.Join(tempDir(t), "own.emd")
 		e, err := OpenList[uint64](path, nil)
 		require.NoError(t, err)
 		require.NoError(t, e.Append(1, 2, 3))
@@ -851,7 +851,7 @@ func TestEMListReadBesideClose(t *testing.T) {
 }
 
 func TestEMListHandles(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "handles.emd")
+	path := filepath.Join(tempDir(t), "handles.emd")
 	a := reopen(t, path, testOptions{})
 	_, err := List(a, "list", &ListOptions[uint64]{MustExist: true})
 	require.ErrorIs(t, err, ErrNoContainer)
@@ -1361,7 +1361,7 @@ func TestEMListUpdate(t *testing.T) {
 // Whatever a header page says, opening and using the list gives an error or a
 // value, but no panic and no fault.
 func TestEMListCorruptHeader(t *testing.T) {
-	dir := t.TempDir()
+	dir := tempDir(t)
 	path := filepath.Join(dir, "good.emd")
 	a := reopen(t, path, tiny())
 	e := listOf[string](t, a, nil)

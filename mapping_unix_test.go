@@ -181,7 +181,7 @@ func TestReserveRefused(t *testing.T) {
 }
 
 func TestResolveLinks(t *testing.T) {
-	dir, err := filepath.EvalSymlinks(t.TempDir())
+	dir, err := filepath.EvalSymlinks(tempDir(t))
 	require.NoError(t, err)
 	in := func(name string) string { return filepath.Join(dir, name) }
 	require.NoError(t, os.MkdirAll(in("sub/deep"), 0o700))
