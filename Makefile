@@ -5,10 +5,13 @@
 # make gobench the benchmarks of go test, of lists too
 # make check   what a change must pass besides: vet, gofmt, race detector, 32 bits, other systems and processors
 # make qemu QEMUFLAGS='-timeout 2h'   the full suite on other processors
+# make wine WINEFLAGS='-timeout 2h'   the full suite for Windows
 
 GO      ?= go
 MEETING  = TestModel|TestRace|Writers|Readers|Concurrent|Busy|BesideClose|RolledBack|OthersWait|WhileChanging|GroupCommit|Callback
 PORTABLE = TestSame|TestSample|TestCodec|TestDerived(RoundTrips|Hostile|Keys|InContainers|NaN)|TestEntries|TestHash(Vectors|Stable|Secrets)|TestLayoutFor|TestControlWords|TestExtentTable|TestUnixMapping|TestEMListQueue|TestEMListExtentBorders|TestEMDict(Bytes|FloatKeys|Rollback)|TestUpdate|TestDefectLock|TestViews|TestMutate|TestSortFunc$$|TestSortFuncStrings|TestSortKey|TestRadixSort
+# What differs on Windows: mappings, locks, paths, growth and truncation while mapped, the log after a kill, its error codes.
+WINDOWS  = TestWindows|TestMapping|TestLock|TestTable|TestFile|TestNames|TestResolve|TestOpenNotRegular|TestDirtyLimit|TestAddressPool|TestKill|TestCheckpointed|TestErr|TestUpdate|TestReadOnly|TestSame|TestSample|TestModel$$|TestModelReaders|TestEMListReadBesideClose|TestSmallDisk|TestExit|TestMillions
 # With their tests, and without.
 TARGETS ?= windows/amd64 darwin/arm64 freebsd/amd64
 BUILDS  ?= windows/386 openbsd/amd64
@@ -16,12 +19,13 @@ BUILDS  ?= windows/386 openbsd/amd64
 # GOARCH/QEMU's name: s390x is big-endian, loong64 has pages of 16 KiB, arm has 32 bits (386 under QEMU upsets the signal handling of Go).
 PROCESSORS ?= s390x/s390x arm64/aarch64 loong64/loongarch64 arm/arm
 QEMUFLAGS  ?= -short -run '$(PORTABLE)' -timeout 5m
+WINEFLAGS  ?= -short -run '$(WINDOWS)' -timeout 5m
 
 # each runs a command in the folder of each module that go.work lists.
 each = dirs=$$($(GO) list -m -f '{{.Dir}}') && echo "$$dirs" | while read -r dir; do \
 	(cd "$$dir" && $(1)) </dev/null || { echo "failed in $$dir" >&2; exit 1; }; done
 
-.PHONY: demo test bench peers peers-test gobench check vet fmt race 386 cross qemu
+.PHONY: demo test bench peers peers-test gobench check vet fmt race 386 cross qemu wine
 
 demo:
 	@mkdir -p demo
@@ -46,7 +50,7 @@ peers-test:
 gobench:
 	$(call each,$(GO) test -run '^$$' -bench . -benchmem $(BENCHFLAGS) ./...)
 
-check: vet fmt race 386 cross qemu
+check: vet fmt race 386 cross qemu wine
 
 vet:
 	$(call each,$(GO) vet ./...)
@@ -83,3 +87,19 @@ qemu:
 	@printf '%s\n' $(PROCESSORS) | GO=$(GO) xargs -P 2 -I '{}' sh -c 'cpu={}; qemu=qemu-$${cpu#*/}-static; \
 		GOARCH=$${cpu%/*} CGO_ENABLED=0 EMD_TEST_EMULATOR=$$qemu \
 			$$GO test -vet=off -exec $$qemu "$$@" . && echo "passed on $${cpu%/*}"' qemu $(QEMUFLAGS)
+
+# Under Wine, in a prefix of its own, which is deleted afterwards. A new prefix says that it is Windows 7, which Go does not run on. Root
+# adds a small disk, for the tests to fill.
+wine:
+	@command -v wine >/dev/null && command -v wineserver >/dev/null || { echo "wine is missing: apt-get install wine wine64" >&2; exit 1; }; \
+	tmp=$$(mktemp -d) && trap 'wineserver -kw; umount -l "$$tmp/disk" 2>/dev/null; rm -rf "$$tmp"' EXIT && \
+	export WINEPREFIX="$$tmp/prefix" WINEDEBUG=-all WINEDLLOVERRIDES='mscoree=;mshtml=;winemenubuilder.exe=' DISPLAY= && \
+	wine --version && wine wineboot --init >"$$tmp/log" 2>&1 && wine reg add 'HKCU\Software\Wine' /v Version /d win10 /f >>"$$tmp/log" 2>&1 || \
+		{ cat "$$tmp/log" >&2; exit 1; }; \
+	$(GO) run ./internal/mkshim "$$WINEPREFIX/drive_c/windows/system32/bcryptprimitives.dll" && mkdir "$$tmp/disk" && \
+	if mount -t tmpfs -o size=64m tmpfs "$$tmp/disk"; then \
+		export EMD_TEST_SMALL_DISK="Z:$$tmp/disk"; \
+	else \
+		[ -z "$$EMD_TEST_ROOT" ] && echo "wine: NOT TESTED on a full disk, as only root may mount one"; \
+	fi && \
+	GOOS=windows GOARCH=amd64 CGO_ENABLED=0 $(GO) test -vet=off -exec wine $(WINEFLAGS) . && echo "passed under Wine"

@@ -9,7 +9,6 @@ import (
 	"math"
 	"math/bits"
 	"sync/atomic"
-	"syscall"
 )
 
 // How a commit, a checkpoint, a rollback and a recovery go. The rules they
@@ -760,8 +759,6 @@ func isFull(err error) bool {
 	}
 	return false
 }
-
-var fullErrors = []error{syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG}
 
 // asFull makes such an error match ErrFull too.
 func asFull(err error) error {

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -602,7 +601,7 @@ func TestAppendToFullDisk(t *testing.T) {
 	require.NoError(t, AppendTo(d, 1, make([]uint64, 3000)...))
 	require.NoError(t, a.Sync())
 	full = true
-	isError(t, AppendTo(d, 1, make([]uint64, 800_000)...), hostilePath, ErrFull, syscall.ENOSPC)
+	isError(t, AppendTo(d, 1, make([]uint64, 800_000)...), hostilePath, ErrFull, fullErrors[0])
 	v, _, err := d.Get(1)
 	require.NoError(t, err)
 	require.Len(t, v, 3030)
@@ -640,7 +639,7 @@ func (f fullFS) SameFile(of file, path string) (bool, error) {
 
 func (f fullFile) WriteAt(b []byte, off int64) (int, error) {
 	if size, _ := f.Size(); *f.full && off+int64(len(b)) > size {
-		return 0, syscall.ENOSPC
+		return 0, fullErrors[0]
 	}
 	return f.file.WriteAt(b, off)
 }
@@ -1032,7 +1031,9 @@ func (c countingFS) SameFile(f file, path string) (bool, error) {
 func (c countingFS) Network(f file) (string, bool) {
 	return c.fileSystem.Network(f.(countingFile).file)
 }
-func (c countingFS) Map(f file) mapping { return c.fileSystem.Map(f.(countingFile).file) }
+func (c countingFS) Map(f file, written bool) mapping {
+	return c.fileSystem.Map(f.(countingFile).file, written)
+}
 
 func (c countingFile) WriteAt(b []byte, off int64) (int, error) {
 	c.n.Add(int64(len(b)))

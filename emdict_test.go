@@ -1176,7 +1176,7 @@ func TestEMDictBounded(t *testing.T) {
 			seg.mu.Unlock()
 		}
 	}
-	require.Greater(t, len(short), 20_000)
+	require.Greater(t, len(short), 10_000) // more, where chunks lie side by side
 	add := func(v uint64, _ bool) (uint64, Op) { return v + 1, OpStore }
 	for _, change := range []func(k uint64) error{
 		func(k uint64) error { return d.Set(k, k+1) },

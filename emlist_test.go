@@ -1262,7 +1262,9 @@ type smallMapping struct {
 	fs *smallSpace
 }
 
-func (s *smallSpace) Map(f file) mapping { return &smallMapping{s.fileSystem.Map(f), s} }
+func (s *smallSpace) Map(f file, written bool) mapping {
+	return &smallMapping{s.fileSystem.Map(f, written), s}
+}
 
 func (m *smallMapping) chunk(off, size, filed int64) (p unsafe.Pointer, err error) {
 	if m.fs.full.Load() {
@@ -1679,7 +1681,9 @@ type askedMapping struct {
 	asked *int64
 }
 
-func (f askedFS) Map(file file) mapping { return askedMapping{f.fileSystem.Map(file), f.asked} }
+func (f askedFS) Map(file file, written bool) mapping {
+	return askedMapping{f.fileSystem.Map(file, written), f.asked}
+}
 
 func (m askedMapping) willNeed(p unsafe.Pointer, n int64) {
 	*m.asked += n

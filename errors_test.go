@@ -19,7 +19,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 	"unsafe"
@@ -1471,15 +1470,19 @@ func TestSymlink(t *testing.T) {
 	real, link := filepath.Join(dir, "real", "file.emd"), filepath.Join(dir, "links", "link.emd")
 	require.NoError(t, os.MkdirAll(filepath.Dir(real), 0o700))
 	require.NoError(t, os.MkdirAll(filepath.Dir(link), 0o700))
-	if err := os.Symlink(filepath.Join("..", "real", "file.emd"), link); err != nil {
+	err := os.Symlink(filepath.Join("..", "real", "file.emd"), link)
+	if err == nil {
+		_, err = os.Readlink(link)
+	}
+	if err != nil {
 		require.Equal(t, "windows", runtime.GOOS, "%v", err)
-		return // links need a privilege there
+		t.Skipf("links need a privilege on Windows, and Wine 8 only says that it makes them: %v", err)
 	}
 	s := openSample(t, link, nil, internalOptions{}) // the link dangles
 	fillSample(t, s)
 	assert.FileExists(t, real)
 	assert.FileExists(t, real+"-log")
-	_, err := Open(real, nil)
+	_, err = Open(real, nil)
 	isError(t, err, real, ErrLocked)
 	assert.Equal(t, 1, len(dirNames(t, filepath.Dir(link))))
 	image := filepath.Join(dir, "crashed.emd")
@@ -1581,7 +1584,7 @@ func fillSmallDisk(t *testing.T, dir string) {
 				require.NoError(t, c.a.Close())
 			}
 			err = fill()
-			isError(t, err, s.path, ErrFull, syscall.ENOSPC)
+			isError(t, err, s.path, ErrFull, fullErrors[0])
 			s.check(t)
 			crashHolds()
 			pending := l.Len()
@@ -1595,13 +1598,13 @@ func fillSmallDisk(t *testing.T, dir string) {
 
 			weigh(t, 28<<20)
 			err = fill()
-			isError(t, err, s.path, ErrFull, syscall.ENOSPC)
+			isError(t, err, s.path, ErrFull, fullErrors[0])
 			require.NoError(t, s.a.Rollback(), "Rollback needs no room")
 			assert.Equal(t, committed, l.Len())
 			s.check(t)
 			crashHolds()
 			if err := s.a.Close(); err != nil { // its checkpoint may need room for what was a hole in the file
-				isError(t, err, s.path, ErrFull, syscall.ENOSPC)
+				isError(t, err, s.path, ErrFull, fullErrors[0])
 			}
 			require.NoError(t, os.Remove(ballast))
 			s = openSample(t, s.path, nil, in)
@@ -1628,7 +1631,7 @@ func fillSmallDisk(t *testing.T, dir string) {
 			require.NoError(t, a.Close())
 			require.NoError(t, os.Remove(path))
 		} else {
-			isError(t, err, path, ErrFull, syscall.ENOSPC)
+			isError(t, err, path, ErrFull, fullErrors[0])
 		}
 		assert.Equal(t, []string{"ballast"}, dirNames(t, dir))
 	})
@@ -1663,7 +1666,7 @@ func recoverOnFullDisk(t *testing.T, dir string) {
 	}
 	fillUp()
 	_, err = Open(path, nil)
-	isError(t, err, path, ErrFull, syscall.ENOSPC)
+	isError(t, err, path, ErrFull, fullErrors[0])
 	s = openSample(t, path, &Options{ReadOnly: true}, internalOptions{})
 	s.check(t)
 	require.NoError(t, s.a.Close())
@@ -1681,11 +1684,11 @@ func recoverOnFullDisk(t *testing.T, dir string) {
 		}
 		return s.numbers.Append(make([]uint64, 1<<20)...)
 	})
-	isError(t, err, path, ErrFull, syscall.ENOSPC)
+	isError(t, err, path, ErrFull, fullErrors[0])
 	s.check(t)
 	require.NoError(t, s.a.Err(), "a full disk stops nothing")
 	require.NoError(t, s.numbers.Append(make([]uint64, 1<<20)...))
-	isError(t, s.a.Close(), path, ErrFull, syscall.ENOSPC)
+	isError(t, s.a.Close(), path, ErrFull, fullErrors[0])
 	require.NoError(t, os.Remove(ballast))
 	s = openSample(t, path, nil, internalOptions{})
 	s.check(t)
@@ -1695,7 +1698,20 @@ func recoverOnFullDisk(t *testing.T, dir string) {
 }
 
 // smallDisk mounts a file system of 64 MiB, in memory or in a file, and returns its folder; "" where that is not possible, as it takes root and Linux.
+// Under Wine, make wine has mounted one, which the tests use in turn.
 func smallDisk(t *testing.T, kind string) string {
+	if dir := os.Getenv("EMD_TEST_SMALL_DISK"); dir != "" && kind == "tmpfs" {
+		smallDiskMu.Lock()
+		t.Cleanup(func() {
+			defer smallDiskMu.Unlock()
+			for _, name := range dirNames(t, dir) {
+				if path := filepath.Join(dir, name); os.Remove(path) != nil {
+					assert.NoError(t, removeAll(path))
+				}
+			}
+		})
+		return dir
+	}
 	if runtime.GOOS != "linux" || os.Getuid() != 0 {
 		return ""
 	}
@@ -1721,6 +1737,8 @@ func smallDisk(t *testing.T, kind string) string {
 	os.Remove(filepath.Join(dir, "lost+found"))
 	return dir
 }
+
+var smallDiskMu sync.Mutex
 
 // TestFileSizeLimit runs childFull under RLIMIT_FSIZE, which makes writes fail with EFBIG.
 func TestFileSizeLimit(t *testing.T) {
@@ -1759,7 +1777,7 @@ func childFull(args []string) {
 			err = a.Sync()
 		}
 	}
-	if !errors.Is(err, ErrFull) || !errors.Is(err, syscall.EFBIG) && !errors.Is(err, syscall.ENOSPC) {
+	if !errors.Is(err, ErrFull) || !slices.ContainsFunc(fullErrors, func(full error) bool { return errors.Is(err, full) }) {
 		must(err)
 	}
 	say("full")

@@ -81,9 +81,9 @@ type fileSystem interface {
 	// and Windows tell; FUSE counts as local.
 	Network(f file) (fsName string, is bool)
 
-	// Map returns a mapping of the file, without chunks yet. Close it before
-	// the file.
-	Map(f file) mapping
+	// Map returns a mapping of the file, without chunks yet, whose memory is
+	// written to or only read. Close it before the file.
+	Map(f file, written bool) mapping
 }
 
 // maxLinks bounds how many symbolic links Resolve follows, as the kernel does.
@@ -193,11 +193,11 @@ func (osFS) Network(f file) (fsName string, is bool) {
 	return fsName, fsName != ""
 }
 
-func (o osFS) Map(f file) mapping {
+func (o osFS) Map(f file, written bool) mapping {
 	if o.heap {
 		return newHeapMapping(f)
 	}
-	return newMapping(f.(*osFile).File, o.far)
+	return newMapping(f.(*osFile).File, o.far, written)
 }
 
 func (f *osFile) Truncate(size int64) error { return truncateError(f.File.Truncate(size)) }

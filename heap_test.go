@@ -85,7 +85,9 @@ func (s *spyFS) Network(f file) (string, bool) {
 	return s.fileSystem.Network(f.(*spyFile).file)
 }
 
-func (s *spyFS) Map(f file) mapping { return s.fileSystem.Map(f.(*spyFile).file) }
+func (s *spyFS) Map(f file, written bool) mapping {
+	return s.fileSystem.Map(f.(*spyFile).file, written)
+}
 
 type spyFile struct {
 	file

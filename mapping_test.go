@@ -43,7 +43,7 @@ func eachMapping(t *testing.T, test func(t *testing.T, f file, content []byte, m
 	} {
 		t.Run(name, func(t *testing.T) {
 			f, content := patternFile(t, testChunk+64<<10)
-			m := fs.Map(f)
+			m := fs.Map(f, true)
 			t.Cleanup(func() { assert.NoError(t, m.close()) })
 			test(t, f, content, m)
 		})
@@ -149,7 +149,7 @@ func TestMappingReuse(t *testing.T) {
 	seen := map[unsafe.Pointer]bool{}
 	reused := 0
 	for range 20 {
-		m := osFS{}.Map(f)
+		m := osFS{}.Map(f, true)
 		for i := range int64(3) {
 			p, err := m.chunk(i*testChunk, testChunk, 0)
 			require.NoError(t, err)

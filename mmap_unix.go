@@ -34,15 +34,21 @@ type unixMapping struct {
 	// size, so that tests find code which takes chunks for neighbours.
 	far bool
 
+	prot   int            // of the file's pages
 	step   int64          // bytes of the next reservation
 	room   addressRange   // of the last reservation, not used yet
 	held   []addressRange // all reservations, whole
 	chunks []addressRange
 }
 
-// newMapping returns a mapping of f, with chunks far apart if far is set.
-func newMapping(f *os.File, far bool) mapping {
-	return &unixMapping{f: f, far: far, step: firstStep}
+// newMapping returns a mapping of f, with chunks far apart if far is set, and
+// read-only unless written is.
+func newMapping(f *os.File, far, written bool) mapping {
+	m := &unixMapping{f: f, far: far, prot: unix.PROT_READ, step: firstStep}
+	if written {
+		m.prot |= unix.PROT_WRITE
+	}
+	return m
 }
 
 func (m *unixMapping) chunk(off, size, filed int64) (unsafe.Pointer, error) {
@@ -124,7 +130,7 @@ func reserve(want, least int64) (addressRange, error) {
 // mapFile puts a private mapping of the file at off over [p, p+n).
 func (m *unixMapping) mapFile(p unsafe.Pointer, n, off int64) error {
 	err := withFD(m.f, func(fd uintptr) error {
-		_, err := mmap(int(fd), off, p, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_FIXED|noReserve)
+		_, err := mmap(int(fd), off, p, n, m.prot, unix.MAP_FIXED|noReserve)
 		return err
 	})
 	if err != nil {
@@ -232,6 +238,14 @@ func syncDir(dir string) error {
 
 // truncateError returns err: Unix shrinks mapped files too.
 func truncateError(err error) error { return err }
+
+// fullErrors say that the disk or a quota is used up, or the file as long as it
+// may be.
+var fullErrors = []error{unix.ENOSPC, unix.EDQUOT, unix.EFBIG}
+
+// heldBack tells whether another program keeps the file for itself: nothing
+// does that on Unix.
+func heldBack(error) bool { return false }
 
 // mmap maps n bytes privately; p is nil, or with MAP_FIXED inside a reservation.
 func mmap(fd int, off int64, p unsafe.Pointer, n int64, prot, flags int) (q unsafe.Pointer, err error) {

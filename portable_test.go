@@ -86,7 +86,9 @@ func (z zeroingFS) SameFile(f file, path string) (bool, error) {
 
 func (z zeroingFS) Network(f file) (string, bool) { return z.osFS.Network(f.(zeroingFile).osFile) }
 
-func (z zeroingFS) Map(f file) mapping { return z.osFS.Map(f.(zeroingFile).osFile) }
+func (z zeroingFS) Map(f file, written bool) mapping {
+	return z.osFS.Map(f.(zeroingFile).osFile, written)
+}
 
 func (f zeroingFile) Punch(off, n int64) error {
 	if f.osFile.Punch(off, n) == nil {
