@@ -200,7 +200,7 @@ func (o osFS) Map(f file, written bool) mapping {
 	return newMapping(f.(*osFile).File, o.far, written)
 }
 
-func (f *osFile) Truncate(size int64) error { return truncateError(f.File.Truncate(size)) }
+func (f *osFile) Truncate(size int64) error { return truncateFile(f.File, size) }
 
 func (f *osFile) Sync() error { return syncFile(f.File) }
 

@@ -236,8 +236,8 @@ func syncDir(dir string) error {
 	return errors.Join(err, d.Close())
 }
 
-// truncateError returns err: Unix shrinks mapped files too.
-func truncateError(err error) error { return err }
+// truncateFile is os.File's Truncate: Unix shrinks mapped files too.
+func truncateFile(f *os.File, size int64) error { return f.Truncate(size) }
 
 // fullErrors say that the disk or a quota is used up, or the file as long as it
 // may be.

@@ -350,6 +350,15 @@ func syncDir(string) error { return nil }
 // file may refuse.
 func punchFD(uintptr, int64, int64) error { return errors.ErrUnsupported }
 
+// truncateFile is os.File's Truncate. A file of the right size stays as it is:
+// Wine, in passing, makes it longer, which fails on a full disk.
+func truncateFile(f *os.File, size int64) error {
+	if info, err := f.Stat(); err == nil && info.Size() == size {
+		return nil
+	}
+	return truncateError(f.Truncate(size))
+}
+
 // truncateError marks the refusal to shrink a mapped file: try again when
 // nothing is mapped.
 func truncateError(err error) error {
