@@ -154,11 +154,18 @@ func (m *windowsMapping) view(off, size int64) (p unsafe.Pointer, err error) {
 			return os.NewSyscallError("CreateFileMapping", err)
 		}
 		defer windows.CloseHandle(section)
-		for _, at := range []uintptr{closedViewPlace(size), m.next, 0} {
+		if at := closedViewPlace(size); at != 0 {
 			if p, err = mapView(section, access, off, size, at); err == nil {
 				return nil
 			}
+			zeroView(addressRange{pointer(at), size})
 		}
+		if m.next != 0 {
+			if p, err = mapView(section, access, off, size, m.next); err == nil {
+				return nil
+			}
+		}
+		p, err = mapView(section, access, off, size, 0)
 		return err
 	})
 	if err != nil {
@@ -179,7 +186,8 @@ func mapView(section windows.Handle, access uint32, off, size int64, at uintptr)
 }
 
 // closedViewPlace frees the place of a view of a closed file for a new one of
-// size bytes, and returns it; 0 if there is none.
+// size bytes, and returns it; 0 if there is none. For a moment the place is not
+// readable, as in close.
 func closedViewPlace(size int64) uintptr {
 	r, ok := closedViews.take(size, size)
 	if !ok {
