@@ -17,7 +17,7 @@ func bareArena(t *testing.T) *Arena {
 	f, err := disk.Open("/bare", 0x42, 0)
 	require.NoError(t, err)
 	a := &Arena{file: f, fs: disk, limit: 1 << 30}
-	a.space, err = newSpace(f, disk.Map(f), minChunkSize, 0, 0, true)
+	a.space, err = newSpace(f, disk.Map(f, true), minChunkSize, 0, 0, true)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, a.space.close()) })
 	a.alloc = newAllocator(a.space, 0)

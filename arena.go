@@ -218,7 +218,7 @@ func (a *Arena) show(chunkSize int64, mark uint64, size int64, log file, recs []
 	if a.header.relaxed() && !a.opts.ReadOnly {
 		a.space, err = newSharedSpace(a.file, a.fs.MapShared(a.file), chunkSize, mark, size)
 	} else {
-		a.space, err = newSpace(a.file, a.fs.Map(a.file), chunkSize, mark, size, !a.opts.ReadOnly)
+		a.space, err = newSpace(a.file, a.fs.Map(a.file, !a.opts.ReadOnly || len(recs) > 0), chunkSize, mark, size, !a.opts.ReadOnly)
 	}
 	if err != nil {
 		return err
@@ -249,7 +249,7 @@ func (a *Arena) openLocked(chunkSize int64) error {
 	}
 	deadline := time.Now().Add(a.opts.LockTimeout)
 	for {
-		f, err := a.fs.Open(a.path, flag, 0)
+		f, err := a.openShared(flag, deadline)
 		if errors.Is(err, fs.ErrNotExist) && !a.opts.MustExist && !a.opts.ReadOnly {
 			if err := a.create(chunkSize); err != nil && !errors.Is(err, fs.ErrExist) {
 				return err
@@ -276,19 +276,42 @@ func (a *Arena) openLocked(chunkSize int64) error {
 	}
 }
 
-// lockFile waits for the lock as long as LockTimeout says.
-func (a *Arena) lockFile(f file, deadline time.Time) error {
-	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		ok, err := a.fs.Lock(f, !a.opts.ReadOnly, a.opts.LockTimeout < 0)
-		if ok || err != nil {
-			return err
-		}
-		left := time.Until(deadline)
-		if left <= 0 {
-			return fmt.Errorf("%w by another opener; Options.LockTimeout waits for it", ErrLocked)
-		}
-		time.Sleep(min(wait, left))
+// openShared opens the file. While another program does not share it, it waits
+// as for a lock.
+func (a *Arena) openShared(flag int, deadline time.Time) (f file, err error) {
+	if !a.patiently(deadline, func() bool {
+		f, err = a.fs.Open(a.path, flag, 0)
+		return !heldBack(err)
+	}) {
+		err = fmt.Errorf("%w by a program that does not share it; Options.LockTimeout waits for it: %w", ErrLocked, err)
 	}
+	return f, err
+}
+
+// lockFile waits for the lock as long as LockTimeout says.
+func (a *Arena) lockFile(f file, deadline time.Time) (err error) {
+	if !a.patiently(deadline, func() (ok bool) {
+		ok, err = a.fs.Lock(f, !a.opts.ReadOnly, a.opts.LockTimeout < 0)
+		return ok || err != nil
+	}) {
+		return fmt.Errorf("%w by another opener; Options.LockTimeout waits for it", ErrLocked)
+	}
+	return err
+}
+
+// patiently calls try until it returns true, and tells whether it did before the
+// deadline that follows from LockTimeout.
+func (a *Arena) patiently(deadline time.Time, try func() bool) bool {
+	for wait := time.Millisecond; !try(); wait = min(2*wait, 50*time.Millisecond) {
+		if left := time.Until(deadline); a.opts.LockTimeout >= 0 {
+			if left <= 0 {
+				return false
+			}
+			wait = min(wait, left)
+		}
+		time.Sleep(wait)
+	}
+	return true
 }
 
 // create builds a new file under a temporary name and gives it its own when
@@ -326,7 +349,7 @@ func (a *Arena) create(chunkSize int64) (err error) {
 // buildFile writes an empty arena.
 func (a *Arena) buildFile(f file, id fileID, seed uint64, chunkSize int64) (err error) {
 	b := &Arena{path: a.path, fs: a.fs, file: f, seed: seed, limit: a.limit}
-	b.space, err = newSpace(f, a.fs.Map(f), chunkSize, 0, 0, true)
+	b.space, err = newSpace(f, a.fs.Map(f, true), chunkSize, 0, 0, true)
 	if err != nil {
 		return err
 	}

@@ -116,7 +116,7 @@ func newBenchMap[K comparable, V any](b *testing.B, impl string, kind benchKind[
 	if impl == "map" {
 		m = goMap[K, V]{}
 	} else {
-		m = emdMap[K, V]{benchDict[K, V](b, b.TempDir()), b}
+		m = emdMap[K, V]{benchDict[K, V](b, tempDir(b)), b}
 	}
 	for i := range n {
 		m.set(kind.pair(i))
@@ -250,7 +250,7 @@ func BenchmarkEMDictSet(b *testing.B) {
 func benchSet[K comparable, V any](b *testing.B, kind benchKind[K, V]) {
 	for _, n := range benchLens() {
 		b.Run(fmt.Sprintf("impl=emd/%s/len=%d", kind.name, n), func(b *testing.B) {
-			dir, size := b.TempDir(), int64(0)
+			dir, size := tempDir(b), int64(0)
 			for b.Loop() {
 				b.StopTimer()
 				d := benchDict[K, V](b, dir)
@@ -302,7 +302,7 @@ func benchBulkLoad[K comparable, V any](b *testing.B, kind benchKind[K, V]) {
 			}
 		}
 		b.Run(fmt.Sprintf("impl=emd/%s/len=%d", kind.name, n), func(b *testing.B) {
-			dir, size := b.TempDir(), int64(0)
+			dir, size := tempDir(b), int64(0)
 			for b.Loop() {
 				d := benchDict[K, V](b, dir)
 				_, err := d.BulkLoad(b.Context(), pairs)
@@ -430,7 +430,7 @@ const benchListLen = 1_000_000
 // BenchmarkEMListAppend appends to an empty list one by one, with one Sync at its end; an operation is the whole of it.
 func BenchmarkEMListAppend(b *testing.B) {
 	b.Run(fmt.Sprintf("impl=emd/elem=uint64/len=%d", benchListLen), func(b *testing.B) {
-		dir, size := b.TempDir(), int64(0)
+		dir, size := tempDir(b), int64(0)
 		for b.Loop() {
 			b.StopTimer()
 			l, err := OpenList[uint64](filepath.Join(dir, "list.emd"), nil)
@@ -466,7 +466,7 @@ var benchSink uint64
 
 // benchLists returns a filled list and a filled slice.
 func benchLists(b *testing.B) (*EMList[uint64], []uint64) {
-	l, err := OpenList[uint64](filepath.Join(b.TempDir(), "list.emd"), nil)
+	l, err := OpenList[uint64](filepath.Join(tempDir(b), "list.emd"), nil)
 	require.NoError(b, err)
 	b.Cleanup(func() { l.Close() })
 	s := slices.Collect(count(benchListLen))
@@ -545,7 +545,7 @@ func BenchmarkEMListAll(b *testing.B) {
 // BenchmarkSync makes one Set durable, beside what the disk needs for one block at least: a write of 4 KiB into written space, and its sync.
 func BenchmarkSync(b *testing.B) {
 	b.Run("impl=emd", func(b *testing.B) {
-		d := benchDict[uint64, uint64](b, b.TempDir())
+		d := benchDict[uint64, uint64](b, tempDir(b))
 		for i := range 100_000 {
 			isZeroErr(b, d.Set(uint64Pair(i)))
 		}
@@ -558,7 +558,7 @@ func BenchmarkSync(b *testing.B) {
 		require.NoError(b, d.Close())
 	})
 	b.Run("impl=write4KiB", func(b *testing.B) {
-		f, err := newOSFS(false, false).Open(filepath.Join(b.TempDir(), "raw"), os.O_RDWR|os.O_CREATE, 0o600)
+		f, err := newOSFS(false, false).Open(filepath.Join(tempDir(b), "raw"), os.O_RDWR|os.O_CREATE, 0o600)
 		require.NoError(b, err)
 		const blocks = 4096
 		block := make([]byte, pageSize)
@@ -581,7 +581,7 @@ func BenchmarkSync(b *testing.B) {
 func BenchmarkOpen(b *testing.B) {
 	for _, n := range benchLens() {
 		b.Run(fmt.Sprintf("len=%d", n), func(b *testing.B) {
-			d := benchDict[uint64, uint64](b, b.TempDir())
+			d := benchDict[uint64, uint64](b, tempDir(b))
 			for i := range n {
 				isZeroErr(b, d.Set(uint64Pair(i)))
 			}
@@ -630,7 +630,7 @@ func BenchmarkAppendTo(b *testing.B) {
 							isZeroErr(b, d.Close())
 						}
 						var err error
-						d, err = OpenDict[uint32, []uint64](filepath.Join(b.TempDir(), "graph.emd"), &Options{NoSync: true})
+						d, err = OpenDict[uint32, []uint64](filepath.Join(tempDir(b), "graph.emd"), &Options{NoSync: true})
 						isZeroErr(b, err)
 						left = total
 						b.StartTimer()

@@ -171,7 +171,7 @@ func TestEMDictDamage(t *testing.T) {
 func testDamage[K comparable, V any](t *testing.T, r *rand.Rand, v V, key func(i int) K) {
 	o := testOptions{}
 	o.heap = true
-	a, err := openWith(t.TempDir()+"/damage.emd", &o.opts, o.internalOptions)
+	a, err := openWith(tempDir(t)+"/damage.emd", &o.opts, o.internalOptions)
 	require.NoError(t, err)
 	d, err := Dict[K, V](a, "d", nil)
 	require.NoError(t, err)

@@ -39,7 +39,7 @@ func testBulkModel[K, V comparable](t *testing.T, keys int, key func(r *rand.Ran
 				}
 				m.opts.opts.NoSync = true
 				m.opts.opts.AcceptUnclean = true // for the crash below
-				m.path = filepath.Join(t.TempDir(), "bulk.emd")
+				m.path = filepath.Join(tempDir(t), "bulk.emd")
 				m.open()
 				for round := range 3 {
 					count := []int{n, 1, 2 * n}[round]

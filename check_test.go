@@ -20,7 +20,7 @@ func check(a *Arena) error { return a.Check(context.Background(), nil) }
 // checkedFile fills a file with something of everything and closes it.
 func checkedFile(t *testing.T, n int) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "checked.emd")
+	path := filepath.Join(tempDir(t), "checked.emd")
 	a, err := openWith(path, &Options{HashSeed: 3, NoSync: true}, internalOptions{chunkSize: minChunkSize})
 	require.NoError(t, err)
 	fillChecked(t, a, n)
@@ -127,7 +127,7 @@ func TestCheckStates(t *testing.T) {
 			o := tiny()
 			o.opts.FullPages = whole
 			o.opts.NoSync = true
-			path := filepath.Join(t.TempDir(), "states.emd")
+			path := filepath.Join(tempDir(t), "states.emd")
 			a := reopen(t, path, o)
 			require.NoError(t, check(a))
 			r := rand.New(rand.NewPCG(1, 1))

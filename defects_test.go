@@ -16,7 +16,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -33,6 +32,7 @@ func reopenDict[K comparable, V any](t testing.TB, d *EMDict[K, V], path string)
 	d, err := OpenDict[K, V](path, nil)
 	require.NoError(t, err)
 	require.NoError(t, d.Arena().verify())
+	t.Cleanup(func() { d.Close() }) // Windows removes no open file
 	return d
 }
 
@@ -42,11 +42,12 @@ func reopenList[T any](t testing.TB, l *EMList[T], path string) *EMList[T] {
 	l, err := OpenList[T](path, nil)
 	require.NoError(t, err)
 	require.NoError(t, l.Arena().verify())
+	t.Cleanup(func() { l.Close() })
 	return l
 }
 
 func tempDict[K comparable, V any](t testing.TB) (*EMDict[K, V], string) {
-	path := filepath.Join(t.TempDir(), "dict.emd")
+	path := filepath.Join(tempDir(t), "dict.emd")
 	d, err := OpenDict[K, V](path, nil)
 	require.NoError(t, err)
 	t.Cleanup(func() { d.Close() })
@@ -54,7 +55,7 @@ func tempDict[K comparable, V any](t testing.TB) (*EMDict[K, V], string) {
 }
 
 func tempList[T any](t testing.TB) (*EMList[T], string) {
-	path := filepath.Join(t.TempDir(), "list.emd")
+	path := filepath.Join(tempDir(t), "list.emd")
 	l, err := OpenList[T](path, nil)
 	require.NoError(t, err)
 	t.Cleanup(func() { l.Close() })
@@ -220,7 +221,7 @@ func childStrings(args []string) {
 // String keys were lost after a restart, because their hash was of the process.
 func TestDefectStringKeysLostAfterRestart(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "strings.emd")
+	path := filepath.Join(tempDir(t), "strings.emd")
 	for _, n := range []int{100, 1000, 3000} {
 		c := child(t, "strings", path, strconv.Itoa(n))
 		_, err := c.rest()
@@ -379,7 +380,7 @@ func TestDefectHolesLostAtClose(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "holes.emd")
+			path := filepath.Join(tempDir(t), "holes.emd")
 			fill, _, shut := open(t, path)
 			fill()
 			shut()
@@ -431,7 +432,7 @@ func TestDefectHolesNeverMerged(t *testing.T) {
 // Lengths and offsets in the file were believed. Whatever bytes a file has, no call may panic, allocate without measure, or run for ever.
 func TestDefectLengthsFromFileUnchecked(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "spoiled.emd")
+	path := filepath.Join(tempDir(t), "spoiled.emd")
 	a, err := Open(path, &Options{HashSeed: 5})
 	require.NoError(t, err)
 	open := func(a *Arena) (d *EMDict[string, string], n *EMDict[uint64, uint64], l *EMList[uint64], s *EMList[string], err error) {
@@ -585,7 +586,7 @@ func growIntoFullDisk(t *testing.T, path string) {
 	if err == nil {
 		err = l.Sync()
 	}
-	isError(t, err, path, ErrFull, syscall.ENOSPC)
+	isError(t, err, path, ErrFull, fullErrors[0])
 	for i, v := range l.All() { // what was appended can be read
 		if i > 0 && uint64(i-1) != v {
 			require.EqualValues(t, i-1, v)
@@ -605,7 +606,7 @@ func growIntoFullDisk(t *testing.T, path string) {
 // holds a whole commit, while buckets split, directories double and the log starts over.
 func TestDefectWindowWithoutIndex(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "grow.emd")
+	path := filepath.Join(tempDir(t), "grow.emd")
 	spy := newSpyFS()
 	in := internalOptions{fs: spy, logLimit: 64 << 10}
 	a, err := openWith(path, nil, in)
@@ -660,7 +661,7 @@ func TestDefectThreeFiles(t *testing.T) {
 	assert.Equal(t, []string{name, name + "-log"}, dirNames(t, dir))
 	require.NoError(t, s.a.Close())
 	assert.Equal(t, []string{name}, dirNames(t, dir))
-	moved := filepath.Join(t.TempDir(), "moved.emd")
+	moved := filepath.Join(tempDir(t), "moved.emd")
 	require.NoError(t, os.Rename(s.path, moved))
 	sampleIntact(t, moved)
 }
@@ -668,7 +669,7 @@ func TestDefectThreeFiles(t *testing.T) {
 // The files had no common version: one of them from another day was taken for its own.
 func TestDefectNoCommonVersion(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "versions.emd")
+	path := filepath.Join(tempDir(t), "versions.emd")
 	a, err := openWith(path, &Options{NoSync: true}, internalOptions{logLimit: 64 << 10})
 	require.NoError(t, err)
 	l, err := List[uint64](a, "list", nil)
@@ -690,7 +691,7 @@ func TestDefectNoCommonVersion(t *testing.T) {
 	refused := 0
 	for i, main := range images {
 		for j, log := range images {
-			mixed := filepath.Join(t.TempDir(), "mixed.emd")
+			mixed := filepath.Join(tempDir(t), "mixed.emd")
 			copyFile(t, main, mixed)
 			copyFile(t, log+"-log", mixed+"-log")
 			a, err := Open(mixed, &Options{NoSync: true})
@@ -955,7 +956,7 @@ func TestOthersFailedFsyncIgnored(t *testing.T) {
 	errDisk := errors.New("the disk is gone")
 	for nth := 1; nth <= 4; nth++ {
 		t.Run(fmt.Sprintf("fsync=%d", nth), func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "fsync.emd")
+			path := filepath.Join(tempDir(t), "fsync.emd")
 			spy := newSpyFS()
 			a, err := openWith(path, nil, internalOptions{fs: spy, logLimit: 64 << 10})
 			require.NoError(t, err)
@@ -1009,7 +1010,7 @@ func TestOthersFailedFsyncIgnored(t *testing.T) {
 // The folder was not synced, and after a power cut the file had no name (etcd#6368, leveldb#196).
 func TestOthersFolderNotSynced(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "named.emd")
+	path := filepath.Join(tempDir(t), "named.emd")
 	spy := newSpyFS()
 	var ops []string
 	spy.after = func(op, p string) { ops = append(ops, op+" "+strings.TrimPrefix(filepath.Base(p), "named.emd")) }
@@ -1074,7 +1075,7 @@ func TestOthersCrashInsideRecovery(t *testing.T) {
 // A recovery took days, because it read everything (pogreb#35).
 func TestOthersRecoveryReadsEverything(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "big.emd")
+	path := filepath.Join(tempDir(t), "big.emd")
 	l, err := OpenList[uint64](path, nil)
 	require.NoError(t, err)
 	require.NoError(t, l.AppendSeq(count(2<<20))) // 16 MiB
@@ -1111,7 +1112,7 @@ func TestOthersHashSeedIsKnown(t *testing.T) {
 	assert.Greater(t, len(orders), 1, "each file has a seed of its own")
 	seeded := map[string]bool{}
 	for i := range 2 {
-		path := filepath.Join(t.TempDir(), fmt.Sprint(i))
+		path := filepath.Join(tempDir(t), fmt.Sprint(i))
 		d, err := OpenDict[uint64, uint64](path, &Options{HashSeed: 1234})
 		require.NoError(t, err)
 		for k := range uint64(300) {
@@ -1164,7 +1165,7 @@ func TestOthersFileTruncatedByAnother(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		return // a mapped file cannot be cut there
 	}
-	path := filepath.Join(t.TempDir(), "cut.emd")
+	path := filepath.Join(tempDir(t), "cut.emd")
 	l, err := OpenList[uint64](path, nil)
 	require.NoError(t, err)
 	require.NoError(t, l.AppendSeq(count(1<<20)))
@@ -1240,7 +1241,7 @@ func TestOthersHalfMadeFile(t *testing.T) {
 	t.Parallel()
 	errCut := errors.New("cut")
 	for cut := 1; ; cut++ {
-		dir := t.TempDir()
+		dir := tempDir(t)
 		path := filepath.Join(dir, "half.emd")
 		spy := newSpyFS()
 		writes := 0

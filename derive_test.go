@@ -445,7 +445,7 @@ func TestDerivedKeys(t *testing.T) {
 		When time.Time
 		Addr netip.Addr
 	}
-	d, err := OpenDict[place, string](filepath.Join(t.TempDir(), "places.emd"), nil)
+	d, err := OpenDict[place, string](filepath.Join(tempDir(t), "places.emd"), nil)
 	require.NoError(t, err)
 	when := time.Now()
 	require.NoError(t, d.Set(place{"x", 0, when, netip.Addr{}}, "first"))
@@ -466,7 +466,7 @@ func TestDerivedKeys(t *testing.T) {
 
 // Containers take derived types as they take others.
 func TestDerivedInContainers(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "people.emd")
+	path := filepath.Join(tempDir(t), "people.emd")
 	a, err := Open(path, nil)
 	require.NoError(t, err)
 	people, err := List[person](a, "people", nil)

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -58,7 +57,7 @@ func (m *slicesModel[K, E]) some() []E {
 }
 
 func (m *slicesModel[K, E]) run(steps int) {
-	m.path = filepath.Join(m.t.TempDir(), "model.emd")
+	m.path = filepath.Join(tempDir(m.t), "model.emd")
 	m.want, m.synced = map[K][]E{}, map[K][]E{}
 	m.open()
 	for range steps {
@@ -602,7 +601,7 @@ func TestAppendToFullDisk(t *testing.T) {
 	require.NoError(t, AppendTo(d, 1, make([]uint64, 3000)...))
 	require.NoError(t, a.Sync())
 	full = true
-	isError(t, AppendTo(d, 1, make([]uint64, 800_000)...), hostilePath, ErrFull, syscall.ENOSPC)
+	isError(t, AppendTo(d, 1, make([]uint64, 800_000)...), hostilePath, ErrFull, fullErrors[0])
 	v, _, err := d.Get(1)
 	require.NoError(t, err)
 	require.Len(t, v, 3030)
@@ -640,7 +639,7 @@ func (f fullFS) SameFile(of file, path string) (bool, error) {
 
 func (f fullFile) WriteAt(b []byte, off int64) (int, error) {
 	if size, _ := f.Size(); *f.full && off+int64(len(b)) > size {
-		return 0, syscall.ENOSPC
+		return 0, fullErrors[0]
 	}
 	return f.file.WriteAt(b, off)
 }
@@ -684,7 +683,7 @@ func TestGrowingDamage(t *testing.T) {
 	} {
 		for _, k := range c.keys {
 			t.Run(fmt.Sprintf("%s/%d", name, k), func(t *testing.T) {
-				path := filepath.Join(t.TempDir(), "damaged.emd")
+				path := filepath.Join(tempDir(t), "damaged.emd")
 				in := internalOptions{heap: true, chunkSize: minChunkSize}
 				a, err := openWith(path, &Options{NoSync: true}, in)
 				require.NoError(t, err)
@@ -733,7 +732,7 @@ func TestGrowingDamage(t *testing.T) {
 				wrong("append", AppendTo(d, k, 1))
 				_, err = d.Delete(k)
 				wrong("delete", err)
-				dst := filepath.Join(t.TempDir(), "salvaged.emd")
+				dst := filepath.Join(tempDir(t), "salvaged.emd")
 				report, err := salvageWith(t.Context(), dst, copied, nil, in)
 				require.NoError(t, err)
 				s, err := openWith(dst, nil, in)
@@ -1032,7 +1031,9 @@ func (c countingFS) SameFile(f file, path string) (bool, error) {
 func (c countingFS) Network(f file) (string, bool) {
 	return c.fileSystem.Network(f.(countingFile).file)
 }
-func (c countingFS) Map(f file) mapping { return c.fileSystem.Map(f.(countingFile).file) }
+func (c countingFS) Map(f file, written bool) mapping {
+	return c.fileSystem.Map(f.(countingFile).file, written)
+}
 
 func (c countingFile) WriteAt(b []byte, off int64) (int, error) {
 	c.n.Add(int64(len(b)))
@@ -1045,7 +1046,7 @@ func TestAppendToWrites(t *testing.T) {
 	for _, every := range []int{10_000, 50_000, 1_000_000} {
 		t.Run(fmt.Sprint("sync every ", every), func(t *testing.T) {
 			var written atomic.Int64
-			a, err := openWith(filepath.Join(t.TempDir(), "w.emd"), &Options{NoSync: true}, internalOptions{fs: countingFS{newOSFS(raceEnabled, false), &written}, inline: true})
+			a, err := openWith(filepath.Join(tempDir(t), "w.emd"), &Options{NoSync: true}, internalOptions{fs: countingFS{newOSFS(raceEnabled, false), &written}, inline: true})
 			require.NoError(t, err)
 			d, err := Dict[uint64, []uint64](a, "d", nil)
 			require.NoError(t, err)

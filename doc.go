@@ -177,7 +177,8 @@
 // value 1 GiB. Beyond that is [ErrTooLarge] or [ErrFull]. Programs of 32 bits are bound by
 // their address space: the whole file is mapped. Changed pages take memory until a
 // checkpoint, up to Options.DirtyLimit; everything else is page cache, which the system takes
-// back as it likes.
+// back as it likes. But Windows charges a file that is open for writing against its commit limit
+// (memory and page file) in full, and with Options.ReadOnly only its last 64 MiB.
 //
 // # Errors
 //

@@ -332,7 +332,7 @@ func TestEntries(t *testing.T) {
 		Sold bool
 		N    int
 	}
-	path := filepath.Join(t.TempDir(), "test.emd")
+	path := filepath.Join(tempDir(t), "test.emd")
 	long := strings.Repeat("long", 30_000)
 	a := reopen(t, path, testOptions{})
 	parts := sure(List[part](a, "parts", nil))
@@ -468,7 +468,7 @@ func TestEntriesFaults(t *testing.T) {
 // The body of the loop may use the arena, and changes of others do not disturb
 // the loop.
 func TestEntriesWhileChanging(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "test.emd")
+	path := filepath.Join(tempDir(t), "test.emd")
 	a := reopen(t, path, tiny())
 	const n = 3000
 	l, d := sure(List[uint32](a, "list", nil)), sure(Dict[uint64, string](a, "dict", nil))

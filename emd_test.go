@@ -133,7 +133,7 @@ type object interface {
 func newWorld(t *testing.T, seed uint64) *world {
 	r := rand.New(rand.NewPCG(seed, 17))
 	choose := func(v ...int64) int64 { return v[r.IntN(len(v))] }
-	w := &world{t: t, r: r, path: filepath.Join(t.TempDir(), "model.emd")}
+	w := &world{t: t, r: r, path: filepath.Join(tempDir(t), "model.emd")}
 	w.opts = Options{NoSync: r.IntN(4) > 0, FullPages: r.IntN(4) == 0, HashSeed: seed + 1}
 	w.in = internalOptions{
 		heap:       r.IntN(2) == 0 || raceEnabled,
@@ -540,7 +540,7 @@ func crashImage(t testing.TB, path string, in ...string) string {
 	return to
 }
 
-func removeImage(path string) { os.RemoveAll(filepath.Dir(path)) }
+func removeImage(path string) { _ = removeAll(filepath.Dir(path)) }
 
 func copyFile(t testing.TB, from, to string) {
 	b, err := os.ReadFile(from)
@@ -1755,7 +1755,7 @@ func TestWriters(t *testing.T) {
 	for seed := range modelSeeds() {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			t.Parallel()
-			path := filepath.Join(t.TempDir(), "writers.emd")
+			path := filepath.Join(tempDir(t), "writers.emd")
 			in := internalOptions{heap: seed%2 == 0 || raceEnabled, far: seed%3 == 0, chunkSize: 256 << 10, dirtyLimit: 1 << 20, logLimit: 128 << 10}
 			opts := &Options{NoSync: true, HashSeed: seed}
 			a, err := openWith(path, opts, in)

@@ -42,7 +42,7 @@ func (m *dictModel[K, V]) open() {
 
 // run makes steps in three phases: the dict grows, stays, and shrinks to nothing.
 func (m *dictModel[K, V]) run(steps int) {
-	m.path = filepath.Join(m.t.TempDir(), "model.emd")
+	m.path = filepath.Join(tempDir(m.t), "model.emd")
 	m.want = map[K]V{}
 	m.open()
 	for i := range steps {
@@ -695,7 +695,7 @@ func TestEMDictRollback(t *testing.T) {
 }
 
 func TestEMDictReadOnly(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "d.emd")
+	path := filepath.Join(tempDir(t), "d.emd")
 	d, err := OpenDict[uint64, uint64](path, nil)
 	require.NoError(t, err)
 	require.NoError(t, d.Set(1, 2))
@@ -1129,7 +1129,7 @@ func TestEMDictAllocations(t *testing.T) {
 // TestUpdateAfterRollback lets a Rollback overtake a Compute, whose function then ends inside somebody else's Update: that is
 // no fault of the Update.
 func TestUpdateAfterRollback(t *testing.T) {
-	d, err := OpenDict[uint64, uint64](filepath.Join(t.TempDir(), "a.emd"), nil)
+	d, err := OpenDict[uint64, uint64](filepath.Join(tempDir(t), "a.emd"), nil)
 	require.NoError(t, err)
 	defer func() { require.NoError(t, d.Close()) }()
 	require.NoError(t, d.Set(1, 1))
@@ -1176,7 +1176,7 @@ func TestEMDictBounded(t *testing.T) {
 			seg.mu.Unlock()
 		}
 	}
-	require.Greater(t, len(short), 20_000)
+	require.Greater(t, len(short), 10_000) // more, where chunks lie side by side
 	add := func(v uint64, _ bool) (uint64, Op) { return v + 1, OpStore }
 	for _, change := range []func(k uint64) error{
 		func(k uint64) error { return d.Set(k, k+1) },

@@ -122,7 +122,7 @@ func testModel[T any](t *testing.T, name string, opts *ListOptions[T], random fu
 	for seed := range uint64(5) {
 		t.Run(fmt.Sprintf("%s/seed=%d", name, seed), func(t *testing.T) {
 			t.Parallel()
-			m := &listModel[T]{t: t, opts: opts, r: rand.New(rand.NewPCG(seed, 7)), random: random, path: filepath.Join(t.TempDir(), "m.emd")}
+			m := &listModel[T]{t: t, opts: opts, r: rand.New(rand.NewPCG(seed, 7)), random: random, path: filepath.Join(tempDir(t), "m.emd")}
 			m.o = []testOptions{tiny(), {}, tiny(), {}, relaxed()}[seed]
 			m.o.opts.HashSeed = seed + 1
 			m.run()
@@ -542,7 +542,7 @@ func TestEMListSparse(t *testing.T) {
 	if !bits32 {
 		n *= 64
 	}
-	path := filepath.Join(t.TempDir(), "sparse.emd")
+	path := filepath.Join(tempDir(t), "sparse.emd")
 	a := reopen(t, path, testOptions{})
 	e := listOf[uint64](t, a, nil)
 	get := func(i int) uint64 {
@@ -801,7 +801,7 @@ func TestEMListClosed(t *testing.T) {
 		require.Zero(t, listOf[uint64](t, a, nil).Len())
 	})
 	t.Run("file of its own", func(t *testing.T) {
-		path := filepath.Join(t.TempDir(), "own.emd")
+		path := filepath.Join(tempDir(t), "own.emd")
 		e, err := OpenList[uint64](path, nil)
 		require.NoError(t, err)
 		require.NoError(t, e.Append(1, 2, 3))
@@ -856,7 +856,7 @@ func TestEMListReadBesideClose(t *testing.T) {
 }
 
 func TestEMListHandles(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "handles.emd")
+	path := filepath.Join(tempDir(t), "handles.emd")
 	a := reopen(t, path, testOptions{})
 	_, err := List(a, "list", &ListOptions[uint64]{MustExist: true})
 	require.ErrorIs(t, err, ErrNoContainer)
@@ -1267,7 +1267,9 @@ type smallMapping struct {
 	fs *smallSpace
 }
 
-func (s *smallSpace) Map(f file) mapping { return &smallMapping{s.fileSystem.Map(f), s} }
+func (s *smallSpace) Map(f file, written bool) mapping {
+	return &smallMapping{s.fileSystem.Map(f, written), s}
+}
 
 func (m *smallMapping) chunk(off, size, filed int64) (p unsafe.Pointer, err error) {
 	if m.fs.full.Load() {
@@ -1366,7 +1368,7 @@ func TestEMListUpdate(t *testing.T) {
 // Whatever a header page says, opening and using the list gives an error or a
 // value, but no panic and no fault.
 func TestEMListCorruptHeader(t *testing.T) {
-	dir := t.TempDir()
+	dir := tempDir(t)
 	path := filepath.Join(dir, "good.emd")
 	a := reopen(t, path, tiny())
 	e := listOf[string](t, a, nil)
@@ -1684,7 +1686,9 @@ type askedMapping struct {
 	asked *int64
 }
 
-func (f askedFS) Map(file file) mapping { return askedMapping{f.fileSystem.Map(file), f.asked} }
+func (f askedFS) Map(file file, written bool) mapping {
+	return askedMapping{f.fileSystem.Map(file, written), f.asked}
+}
 
 func (m askedMapping) willNeed(p unsafe.Pointer, n int64) {
 	*m.asked += n

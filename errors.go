@@ -16,7 +16,8 @@ var (
 	// ErrReadOnly reports a change of an arena opened with Options.ReadOnly.
 	ErrReadOnly = errors.New("opened read-only")
 	// ErrLocked reports a file that another opener holds: a writer excludes
-	// everybody else, readers exclude a writer. See Options.LockTimeout.
+	// everybody else, readers exclude a writer; on Windows also one that another
+	// program does not share. See Options.LockTimeout.
 	ErrLocked = errors.New("file is in use")
 	// ErrCorrupt reports bytes that break the rules of the format: damage, or
 	// a file that is not of this kind.
@@ -51,7 +52,8 @@ var (
 	// ErrLent reports memory of the file that a loop or callback still uses.
 	ErrLent = errors.New("memory is lent")
 	// ErrFull reports that the disk, a quota or the address space is used up.
-	// It matches [syscall.ENOSPC] where the disk said so. After a failed commit
+	// It matches the system's own error, where that is the cause: on Unix
+	// [syscall.ENOSPC], on Windows ERROR_DISK_FULL. After a failed commit
 	// the changes are still there: make room and Sync again, or Rollback.
 	ErrFull = errors.New("no space left")
 )

@@ -19,10 +19,10 @@ import (
 func TestExchange(t *testing.T) {
 	dir := os.Getenv("EMD_TEST_EXCHANGE")
 	if dir == "" {
-		dir = t.TempDir()
+		dir = tempDir(t)
 	}
 	name := filepath.Join(dir, runtime.GOOS+"-"+runtime.GOARCH)
-	path := filepath.Join(t.TempDir(), "here.emd")
+	path := filepath.Join(tempDir(t), "here.emd")
 	a, err := Open(path, nil)
 	require.NoError(t, err)
 	for _, s := range samples {
@@ -48,7 +48,7 @@ func TestExchange(t *testing.T) {
 	require.NotEmpty(t, left)
 	for _, other := range left {
 		t.Run(filepath.Base(other), func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "copy.emd")
+			path := filepath.Join(tempDir(t), "copy.emd")
 			copyFile(t, other, path)
 			crashed := strings.HasSuffix(other, "-crashed.emd")
 			if crashed {

@@ -23,8 +23,8 @@ var failingFaults = []simFault{
 	{"EIO, short", &simShort{syscall.EIO, 0.6}, simLoss{forgets: true}},
 	{"EIO, reached", syscall.EIO, simLoss{reached: true}},
 	{"EIO, mixed", syscall.EIO, simLoss{mixed: true, forgets: true}},
-	{"ENOSPC", syscall.ENOSPC, simLoss{forgets: true}},
-	{"ENOSPC, short", &simShort{syscall.ENOSPC, 0.3}, simLoss{mixed: true}},
+	{"ENOSPC", fullErrors[0], simLoss{forgets: true}},
+	{"ENOSPC, short", &simShort{fullErrors[0], 0.3}, simLoss{mixed: true}},
 }
 
 // failingScript does everything that has to do with the disk.

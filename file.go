@@ -86,9 +86,10 @@ type fileSystem interface {
 	// that has some, and which it is. Only Linux tells.
 	CopyOnWrite(f file) (fsName string, is bool)
 
-	// Map returns a private mapping of the file, without chunks yet. Close it
-	// before the file. MapShared returns a shared one.
-	Map(f file) mapping
+	// Map returns a private mapping of the file, without chunks yet, whose memory is
+	// written to or only read. MapShared returns a shared one, to be written to. Close
+	// it before the file.
+	Map(f file, written bool) mapping
 	MapShared(f file) mapping
 }
 
@@ -197,21 +198,25 @@ func (osFS) CopyOnWrite(f file) (fsName string, is bool) {
 	return fsName, fsName != ""
 }
 
-func (o osFS) Map(f file) mapping {
+func (o osFS) Map(f file, written bool) mapping {
 	if o.heap {
 		return newHeapMapping(f)
 	}
-	return newMapping(f.(*osFile).File, o.far, false)
+	use := mapToRead
+	if written {
+		use = mapPrivate
+	}
+	return newMapping(f.(*osFile).File, o.far, use)
 }
 
 func (o osFS) MapShared(f file) mapping {
 	if o.heap {
 		return newSharedHeapMapping(f)
 	}
-	return newMapping(f.(*osFile).File, o.far, true)
+	return newMapping(f.(*osFile).File, o.far, mapShared)
 }
 
-func (f *osFile) Truncate(size int64) error { return truncateError(f.File.Truncate(size)) }
+func (f *osFile) Truncate(size int64) error { return truncateFile(f.File, size) }
 
 func (f *osFile) Sync() error { return syncFile(f.File) }
 

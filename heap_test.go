@@ -85,7 +85,9 @@ func (s *spyFS) Network(f file) (string, bool) {
 	return s.fileSystem.Network(f.(*spyFile).file)
 }
 
-func (s *spyFS) Map(f file) mapping { return s.fileSystem.Map(f.(*spyFile).file) }
+func (s *spyFS) Map(f file, written bool) mapping {
+	return s.fileSystem.Map(f.(*spyFile).file, written)
+}
 
 type spyFile struct {
 	file
@@ -113,12 +115,12 @@ func (f *spyFile) Sync() error { return f.s.call("sync", f.path, f.file.Sync) }
 // TestEmptyFile bounds the size of a file with nothing in it.
 func TestEmptyFile(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "empty.emd")
+	path := filepath.Join(tempDir(t), "empty.emd")
 	d, err := OpenDict[string, string](path, nil)
 	require.NoError(t, err)
 	require.NoError(t, d.Close())
 	assert.LessOrEqual(t, fileSize(t, path), int64(128<<10))
-	l, err := OpenList[string](filepath.Join(t.TempDir(), "list.emd"), nil)
+	l, err := OpenList[string](filepath.Join(tempDir(t), "list.emd"), nil)
 	require.NoError(t, err)
 	require.NoError(t, l.Sync())
 	require.NoError(t, l.Close())
@@ -270,7 +272,7 @@ func TestSpaceIsUsedAgain(t *testing.T) {
 		for _, reopens := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/reopens=%t", name, reopens), func(t *testing.T) {
 				t.Parallel()
-				path := filepath.Join(t.TempDir(), "again.emd")
+				path := filepath.Join(tempDir(t), "again.emd")
 				opts, in := &Options{NoSync: true}, internalOptions{}
 				n, rounds := 20_000, pick(0, 100, 12)
 				if reopens {
@@ -312,7 +314,7 @@ func TestSpaceIsUsedAgain(t *testing.T) {
 // TestSpaceOfRandomChange replaces entries for ever: the file stays in proportion to what it holds.
 func TestSpaceOfRandomChange(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "churn.emd")
+	path := filepath.Join(tempDir(t), "churn.emd")
 	a, err := openWith(path, &Options{NoSync: true}, internalOptions{logLimit: 1 << 20})
 	require.NoError(t, err)
 	d, err := Dict[int, string](a, "dict", nil)
@@ -378,7 +380,7 @@ func TestOpenReadsLittle(t *testing.T) {
 	n := pick(0, 1_000_000, 100_000)
 	for name, open := range fillers {
 		t.Run(name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "large.emd")
+			path := filepath.Join(tempDir(t), "large.emd")
 			f := open(t, path, &Options{NoSync: true}, internalOptions{})
 			f.fill(t, n)
 			require.NoError(t, f.close())
@@ -397,7 +399,7 @@ func TestOpenReadsLittle(t *testing.T) {
 func TestGoHeap(t *testing.T) {
 	for name, open := range fillers {
 		t.Run(name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "heap.emd")
+			path := filepath.Join(tempDir(t), "heap.emd")
 			var used [2]int64
 			for i, n := range []int{100_000, pick(0, 1_000_000, 300_000)} {
 				before := heapInUse()
@@ -418,7 +420,7 @@ func TestGoHeap(t *testing.T) {
 func TestMillions(t *testing.T) {
 	for name, n := range map[string]int{"dict uint64": pick(0, 10_000_000, 1_000_000), "dict string": pick(0, 1_000_000, 100_000)} {
 		t.Run(name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "millions.emd")
+			path := filepath.Join(tempDir(t), "millions.emd")
 			f := fillers[name](t, path, nil, internalOptions{})
 			f.fill(t, n)
 			require.NoError(t, f.arena.Sync())

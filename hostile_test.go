@@ -121,7 +121,7 @@ func (d *memFS) SameFile(f file, path string) (bool, error) {
 func (d *memFS) Resolve(path string) (string, error) { return path, nil }
 func (d *memFS) Network(file) (string, bool)         { return "", false }
 func (d *memFS) CopyOnWrite(file) (string, bool)     { return "", false }
-func (d *memFS) Map(f file) mapping                  { return newHeapMapping(f) }
+func (d *memFS) Map(f file, _ bool) mapping          { return newHeapMapping(f) }
 func (d *memFS) MapShared(f file) mapping            { return newSharedHeapMapping(f) }
 
 func (f *memFile) ReadAt(b []byte, off int64) (int, error) {

@@ -174,7 +174,7 @@ type killRun struct {
 // newKillRun returns a run that kills with SIGKILL.
 func newKillRun(t *testing.T, name string) *killRun {
 	return &killRun{
-		name: name, dir: t.TempDir(), images: t.TempDir(), rounds: pick(*killsFlag, 100, 12), start: child, pause: 80 * time.Millisecond,
+		name: name, dir: tempDir(t), images: tempDir(t), rounds: pick(*killsFlag, 100, 12), start: child, pause: 80 * time.Millisecond,
 		end: func(_ *testing.T, _ *rand.Rand, c *childProcess) []string { return c.kill() },
 	}
 }

@@ -81,6 +81,15 @@ func readWhole(r io.ReaderAt, b []byte, off int64) error {
 	return err
 }
 
+// mapUse says what newMapping's mapping is for.
+type mapUse uint8
+
+const (
+	mapToRead  mapUse = iota
+	mapPrivate        // what is stored is the process's own
+	mapShared         // what is stored is the file's
+)
+
 // An addressRange is a piece of the process's address space.
 type addressRange struct {
 	base unsafe.Pointer

@@ -18,7 +18,7 @@ func TestChunkRefused(t *testing.T) {
 	const size = 128 << 20
 	f, _ := patternFile(t, testChunk)
 	require.NoError(t, f.Truncate(size))
-	m := osFS{}.Map(f)
+	m := osFS{}.Map(f, true)
 	defer m.close()
 
 	var old unix.Rlimit

@@ -17,23 +17,9 @@ import (
 
 const testChunk = 256 << 10
 
-// mappingDir returns a folder for flat files. t.TempDir fails to clean up under
-// Wine 8.
-func mappingDir(t *testing.T) string {
-	dir, err := os.MkdirTemp("", "emd")
-	require.NoError(t, err)
-	t.Cleanup(func() {
-		names, _ := filepath.Glob(filepath.Join(dir, "*"))
-		for _, name := range append(names, dir) {
-			_ = os.Remove(name)
-		}
-	})
-	return dir
-}
-
 // patternFile returns a new open file and its content of size bytes.
 func patternFile(t *testing.T, size int) (file, []byte) {
-	return patternFileAt(t, filepath.Join(mappingDir(t), "f"), size)
+	return patternFileAt(t, filepath.Join(tempDir(t), "f"), size)
 }
 
 func patternFileAt(t *testing.T, path string, size int) (file, []byte) {
@@ -58,7 +44,7 @@ func eachMapping(t *testing.T, test func(t *testing.T, f file, content []byte, m
 	} {
 		t.Run(name, func(t *testing.T) {
 			f, content := patternFile(t, testChunk+64<<10)
-			m := fs.Map(f)
+			m := fs.Map(f, true)
 			t.Cleanup(func() { assert.NoError(t, m.close()) })
 			test(t, f, content, m)
 		})
@@ -164,7 +150,7 @@ func TestMappingReuse(t *testing.T) {
 	seen := map[unsafe.Pointer]bool{}
 	reused := 0
 	for range 20 {
-		m := osFS{}.Map(f)
+		m := osFS{}.Map(f, true)
 		for i := range int64(3) {
 			p, err := m.chunk(i*testChunk, testChunk, 0)
 			require.NoError(t, err)
@@ -178,7 +164,7 @@ func TestMappingReuse(t *testing.T) {
 		}
 		require.NoError(t, m.close())
 	}
-	if _, heap := (osFS{}).Map(f).(*heapMapping); heap {
+	if _, heap := (osFS{}).Map(f, true).(*heapMapping); heap {
 		assert.Zero(t, reused, "a late reader's memory is its own")
 		return
 	}
@@ -259,9 +245,9 @@ func TestFile(t *testing.T) {
 }
 
 func TestOpenNotRegular(t *testing.T) {
-	_, err := osFS{}.Open(mappingDir(t), os.O_RDONLY, 0)
+	_, err := osFS{}.Open(tempDir(t), os.O_RDONLY, 0)
 	assert.Error(t, err)
-	_, err = osFS{}.Open(filepath.Join(mappingDir(t), "absent"), os.O_RDWR, 0)
+	_, err = osFS{}.Open(filepath.Join(tempDir(t), "absent"), os.O_RDWR, 0)
 	assert.ErrorIs(t, err, fs.ErrNotExist)
 }
 
@@ -273,7 +259,7 @@ func TestLock(t *testing.T) {
 		"shared, shared":       {false, false, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			path := filepath.Join(mappingDir(t), "f")
+			path := filepath.Join(tempDir(t), "f")
 			a, content := patternFileAt(t, path, 10000)
 			b, err := osFS{}.Open(path, os.O_RDWR, 0)
 			require.NoError(t, err)
@@ -308,7 +294,7 @@ func TestLock(t *testing.T) {
 }
 
 func TestNames(t *testing.T) {
-	dir := mappingDir(t)
+	dir := tempDir(t)
 	path, other := filepath.Join(dir, "a"), filepath.Join(dir, "b")
 	f, _ := patternFileAt(t, path, 100)
 
@@ -336,7 +322,7 @@ func TestNames(t *testing.T) {
 }
 
 func TestResolve(t *testing.T) {
-	dir := mappingDir(t)
+	dir := tempDir(t)
 	path := filepath.Join(dir, "a")
 	patternFileAt(t, path, 100)
 	real, err := filepath.EvalSymlinks(dir)

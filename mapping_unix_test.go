@@ -36,7 +36,7 @@ func TestUnixMappingShowsFile(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f, content := patternFile(t, testChunk)
-			m := osFS{}.Map(f)
+			m := osFS{}.Map(f, true)
 			defer m.close()
 			p, err := m.chunk(0, testChunk, testChunk)
 			require.NoError(t, err)
@@ -74,7 +74,7 @@ func TestUnixMappingPlaces(t *testing.T) {
 		}
 	}
 	emptyPool()
-	far := osFS{far: true}.Map(f)
+	far := osFS{far: true}.Map(f, true)
 	places := chunks(far)
 	for i, p := range places {
 		for j, q := range places {
@@ -90,7 +90,7 @@ func TestUnixMappingPlaces(t *testing.T) {
 	require.NoError(t, far.close())
 
 	emptyPool()
-	near := osFS{}.Map(f).(*unixMapping)
+	near := osFS{}.Map(f, true).(*unixMapping)
 	near.step = n * testChunk
 	if near.nextStep(testChunk) == testChunk {
 		return // 32 bits: each chunk lies where there is room
@@ -118,7 +118,7 @@ func TestUnixMappingSteps(t *testing.T) {
 
 func TestUnixMappingClosedIsReadOnly(t *testing.T) {
 	f, _ := patternFile(t, testChunk)
-	m := osFS{}.Map(f)
+	m := osFS{}.Map(f, true)
 	p, err := m.chunk(0, testChunk, testChunk)
 	require.NoError(t, err)
 	require.NoError(t, m.close())
@@ -149,7 +149,7 @@ func TestUnixMappingLateReaders(t *testing.T) {
 		})
 	}
 	for range 200 {
-		m := osFS{}.Map(f)
+		m := osFS{}.Map(f, true)
 		p, err := m.chunk(0, testChunk, testChunk/2)
 		require.NoError(t, err)
 		current.Store((*byte)(p))
@@ -181,7 +181,7 @@ func TestReserveRefused(t *testing.T) {
 }
 
 func TestResolveLinks(t *testing.T) {
-	dir, err := filepath.EvalSymlinks(t.TempDir())
+	dir, err := filepath.EvalSymlinks(tempDir(t))
 	require.NoError(t, err)
 	in := func(name string) string { return filepath.Join(dir, name) }
 	require.NoError(t, os.MkdirAll(in("sub/deep"), 0o700))

@@ -38,7 +38,7 @@ func TestMemoryLimit(t *testing.T) {
 	for _, work := range []string{"fresh", "scattered", "update", "long"} {
 		t.Run(work, func(t *testing.T) {
 			group := memoryGroup(t)
-			path := filepath.Join(t.TempDir(), "memory.emd")
+			path := filepath.Join(tempDir(t), "memory.emd")
 			c := child(t, "memory", path, work)
 			t.Cleanup(func() { c.cmd.Process.Kill() })
 			require.NoError(t, os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte(fmt.Sprint(c.cmd.Process.Pid)), 0))

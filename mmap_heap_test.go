@@ -36,7 +36,7 @@ func TestSlots(t *testing.T) {
 
 // A file on the Go heap takes memory as it grows: at most twice its size.
 func TestHeapMappingGrows(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "grows.emd")
+	path := filepath.Join(tempDir(t), "grows.emd")
 	a, err := openWith(path, nil, internalOptions{heap: true})
 	require.NoError(t, err)
 	assert.Equal(t, firstHeapChunk, a.Stats().Mapped)
@@ -65,7 +65,7 @@ type limitedFS struct {
 	extra int64
 }
 
-func (l limitedFS) Map(f file) mapping {
+func (l limitedFS) Map(f file, _ bool) mapping {
 	var s runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&s)
@@ -74,7 +74,7 @@ func (l limitedFS) Map(f file) mapping {
 
 // A program that has no memory for more of the file gets an error, and goes on.
 func TestHeapMappingFull(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "full.emd")
+	path := filepath.Join(tempDir(t), "full.emd")
 	a, err := openWith(path, nil, internalOptions{fs: limitedFS{extra: 48 << 20}})
 	require.NoError(t, err)
 	l, err := List[[1000]byte](a, "l", nil)

@@ -22,9 +22,9 @@ import (
 
 // newMapping returns a mapping of f. far changes nothing: chunks of the Go heap
 // are neighbours by chance.
-func newMapping(f *os.File, far, shared bool) mapping {
+func newMapping(f *os.File, far bool, use mapUse) mapping {
 	m := &heapMapping{f: f, limit: min(addressLimit(), debug.SetMemoryLimit(-1))}
-	if shared {
+	if use == mapShared {
 		m.shared = &osFile{File: f}
 	}
 	return m
@@ -132,8 +132,8 @@ func syncDir(dir string) error {
 	return errors.Join(err, d.Close())
 }
 
-// truncateError returns err: nothing is mapped that could be in the way.
-func truncateError(err error) error { return err }
+// truncateFile is os.File's Truncate: nothing is mapped that could be in the way.
+func truncateFile(f *os.File, size int64) error { return f.Truncate(size) }
 
 // allocateFile has no call to use.
 func allocateFile(*os.File, int64, int64) error { return errors.ErrUnsupported }

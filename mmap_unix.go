@@ -35,6 +35,7 @@ type unixMapping struct {
 	// size, so that tests find code which takes chunks for neighbours.
 	far bool
 
+	prot   int            // of the file's pages
 	step   int64          // bytes of the next reservation
 	room   addressRange   // of the last reservation, not used yet
 	held   []addressRange // all reservations, whole
@@ -45,8 +46,12 @@ type unixMapping struct {
 const wholeChunks = false
 
 // newMapping returns a mapping of f, with chunks far apart if far is set.
-func newMapping(f *os.File, far, shared bool) mapping {
-	return &unixMapping{f: f, far: far, shared: shared, step: firstStep}
+func newMapping(f *os.File, far bool, use mapUse) mapping {
+	m := &unixMapping{f: f, far: far, shared: use == mapShared, prot: unix.PROT_READ, step: firstStep}
+	if use != mapToRead {
+		m.prot |= unix.PROT_WRITE
+	}
+	return m
 }
 
 func (m *unixMapping) chunk(off, size, filed int64) (unsafe.Pointer, error) {
@@ -135,7 +140,7 @@ func (m *unixMapping) mapFile(p unsafe.Pointer, n, off int64) error {
 		flags = unix.MAP_SHARED
 	}
 	err := withFD(m.f, func(fd uintptr) error {
-		_, err := mmap(int(fd), off, p, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_FIXED|flags)
+		_, err := mmap(int(fd), off, p, n, m.prot, unix.MAP_FIXED|flags)
 		return err
 	})
 	if err != nil {
@@ -248,8 +253,8 @@ func syncDir(dir string) error {
 	return errors.Join(err, d.Close())
 }
 
-// truncateError returns err: Unix shrinks mapped files too.
-func truncateError(err error) error { return err }
+// truncateFile is os.File's Truncate: Unix shrinks mapped files too.
+func truncateFile(f *os.File, size int64) error { return f.Truncate(size) }
 
 // mmap maps n bytes; p is nil, or with MAP_FIXED inside a reservation.
 func mmap(fd int, off int64, p unsafe.Pointer, n int64, prot, flags int) (q unsafe.Pointer, err error) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/windows"
@@ -16,23 +17,36 @@ const lockByte int64 = 1<<63 - 2
 
 var (
 	kernel32                 = windows.NewLazySystemDLL("kernel32.dll")
+	procMapViewOfFileEx      = kernel32.NewProc("MapViewOfFileEx")
 	procPrefetchVirtual      = kernel32.NewProc("PrefetchVirtualMemory")
 	procGlobalMemoryStatusEx = kernel32.NewProc("GlobalMemoryStatusEx")
 )
 
-// closedRanges holds the memory of closed files: committed zero pages,
-// read-only.
-var closedRanges addressPool
+// closedRanges holds the memory of closed files, committed zero pages that are
+// read-only; closedViews what were their views, and are views of zeroSection.
+var closedRanges, closedViews addressPool
+
+// zeroSection is zero memory, of which views take the place of those of closed
+// files. Windows charges it once, however many there are.
+var zeroSection = sync.OnceValues(func() (windows.Handle, error) {
+	return windows.CreateFileMapping(windows.InvalidHandle, nil, windows.PAGE_READWRITE, 0, zeroSize, nil)
+})
+
+const zeroSize = defaultChunkSize
 
 // A windowsMapping shows a chunk that lies in the file as a whole through a
-// copy-on-write view. Other chunks are committed memory, into which the filed
-// part is read: views cannot be placed beside memory inside one range by calls
-// that all supported versions of Windows have.
+// view: copy-on-write, or read-only where nobody writes. Other chunks are
+// committed memory, into which the filed part is read: views cannot be placed
+// beside memory inside one range by calls that all supported versions of Windows
+// have.
 //
-// Windows charges both kinds against its commit limit in full.
+// Windows charges both kinds against its commit limit in full, but for read-only
+// views, which cost nothing.
 type windowsMapping struct {
 	f      *os.File
-	shared bool // then each chunk is a view that writes to the file
+	far    bool
+	use    mapUse
+	next   uintptr // where the last chunk ends
 	chunks []windowsChunk
 }
 
@@ -41,18 +55,21 @@ type windowsChunk struct {
 	view bool // of the file; else committed memory
 }
 
-// newMapping returns a mapping of f. far changes nothing: no two chunks lie
-// side by side here but by chance.
-func newMapping(f *os.File, far, shared bool) mapping { return &windowsMapping{f: f, shared: shared} }
+// newMapping returns a mapping of f. A chunk is put behind the one before it,
+// where there is room and far is not set: what lies side by side is found
+// faster.
+func newMapping(f *os.File, far bool, use mapUse) mapping {
+	return &windowsMapping{f: f, far: far, use: use}
+}
 
 // wholeChunks says that a shared chunk must lie in the file as a whole, as
 // views must.
 const wholeChunks = true
 
 func (m *windowsMapping) chunk(off, size, filed int64) (p unsafe.Pointer, err error) {
-	view := filed == size || m.shared
+	view := filed == size || m.use == mapShared
 	if view {
-		p, err = mapView(m.f, off, size, m.shared)
+		p, err = m.view(off, size)
 	} else {
 		p, err = m.readChunk(off, size, filed)
 	}
@@ -60,13 +77,16 @@ func (m *windowsMapping) chunk(off, size, filed int64) (p unsafe.Pointer, err er
 		return nil, err
 	}
 	m.chunks = append(m.chunks, windowsChunk{addressRange{p, size}, view})
+	if !m.far {
+		m.next = uintptr(p) + uintptr(size)
+	}
 	return p, nil
 }
 
 // readChunk returns memory of size bytes, the first filed of them read from the
 // file at off.
 func (m *windowsMapping) readChunk(off, size, filed int64) (unsafe.Pointer, error) {
-	p, err := commitMemory(size)
+	p, err := commitMemory(m.next, size)
 	if err != nil {
 		return nil, err
 	}
@@ -131,28 +151,37 @@ func (m *windowsMapping) close() error {
 	return errors.Join(errs...)
 }
 
-// mapView maps [off, off+size) of the file, for writing to it or copy-on-write: then
-// untouched pages show the file, also what WriteFile changes later; a page written to is private.
-func mapView(f *os.File, off, size int64, shared bool) (p unsafe.Pointer, err error) {
-	prot, access := uint32(windows.PAGE_WRITECOPY), uint32(windows.FILE_MAP_COPY)
-	if shared {
-		prot, access = windows.PAGE_READWRITE, windows.FILE_MAP_WRITE
+// view maps [off, off+size) of the file: untouched pages show the file, also
+// what WriteFile changes later; a page written to is private, but in a shared mapping the file's.
+func (m *windowsMapping) view(off, size int64) (p unsafe.Pointer, err error) {
+	protection, access := uint32(windows.PAGE_WRITECOPY), uint32(windows.FILE_MAP_COPY)
+	switch m.use {
+	case mapToRead:
+		protection, access = windows.PAGE_READONLY, windows.FILE_MAP_READ
+	case mapShared:
+		protection, access = windows.PAGE_READWRITE, windows.FILE_MAP_WRITE
 	}
-	err = withFD(f, func(fd uintptr) error {
+	err = withFD(m.f, func(fd uintptr) error {
 		// A section of size 0 is as long as the file is now. The view keeps it
 		// alive.
-		section, err := windows.CreateFileMapping(windows.Handle(fd), nil, prot, 0, 0, nil)
+		section, err := windows.CreateFileMapping(windows.Handle(fd), nil, protection, 0, 0, nil)
 		if err != nil {
 			return os.NewSyscallError("CreateFileMapping", err)
 		}
 		defer windows.CloseHandle(section)
-		addr, err := windows.MapViewOfFile(section, access,
-			uint32(off>>32), uint32(off), uintptr(size))
-		if err != nil {
-			return os.NewSyscallError("MapViewOfFile", err)
+		if at := closedViewPlace(size); at != 0 {
+			if p, err = mapView(section, access, off, size, at); err == nil {
+				return nil
+			}
+			zeroView(addressRange{pointer(at), size})
 		}
-		p = pointer(addr)
-		return nil
+		if m.next != 0 {
+			if p, err = mapView(section, access, off, size, m.next); err == nil {
+				return nil
+			}
+		}
+		p, err = mapView(section, access, off, size, 0)
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("view of %d bytes at %d: %w", size, off, full(err))
@@ -160,7 +189,35 @@ func mapView(f *os.File, off, size int64, shared bool) (p unsafe.Pointer, err er
 	return p, nil
 }
 
-// closeView unmaps a view, puts zero pages in its place and those into the pool.
+// mapView maps [off, off+size) of a section, at an address or, if that is 0,
+// anywhere.
+func mapView(section windows.Handle, access uint32, off, size int64, at uintptr) (unsafe.Pointer, error) {
+	addr, _, err := procMapViewOfFileEx.Call(uintptr(section), uintptr(access),
+		uintptr(uint32(off>>32)), uintptr(uint32(off)), uintptr(size), at)
+	if addr == 0 {
+		return nil, os.NewSyscallError("MapViewOfFileEx", err)
+	}
+	return pointer(addr), nil
+}
+
+// closedViewPlace frees the place of a view of a closed file for a new one of
+// size bytes, and returns it; 0 if there is none. For a moment the place is not
+// readable, as in close.
+func closedViewPlace(size int64) uintptr {
+	r, ok := closedViews.take(size, size)
+	if !ok {
+		return 0
+	}
+	if err := windows.UnmapViewOfFile(uintptr(r.base)); err != nil {
+		return 0
+	}
+	if r.size > size {
+		zeroView(addressRange{unsafe.Add(r.base, size), r.size - size})
+	}
+	return uintptr(r.base)
+}
+
+// closeView unmaps a view and puts zero pages in its place.
 func closeView(r addressRange) error {
 	// A copy-on-write view has nothing of its own to write; this starts the
 	// writing of what WriteFile left in the cache. Sync alone waits for the disk.
@@ -168,16 +225,30 @@ func closeView(r addressRange) error {
 	if err := windows.UnmapViewOfFile(uintptr(r.base)); err != nil {
 		return os.NewSyscallError("UnmapViewOfFile", err)
 	}
-	_, err := windows.VirtualAlloc(uintptr(r.base), uintptr(r.size),
-		windows.MEM_RESERVE|windows.MEM_COMMIT, windows.PAGE_READONLY)
-	if err == nil {
-		closedRanges.put(r)
-	}
-	return nil // else the range belongs to somebody else already, or is lost
+	zeroView(r)
+	return nil
 }
 
-// commitMemory returns zero memory of size bytes, from the pool if it can.
-func commitMemory(size int64) (unsafe.Pointer, error) {
+// zeroView puts zero pages into a range that was just unmapped, and the range
+// into the pool. If somebody else has taken it in between, it is theirs.
+func zeroView(r addressRange) {
+	section, err := zeroSection()
+	if err == nil && r.size <= zeroSize {
+		_, err = mapView(section, windows.FILE_MAP_READ, 0, r.size, uintptr(r.base))
+		if err == nil {
+			closedViews.put(r)
+			return
+		}
+	}
+	if _, err := windows.VirtualAlloc(uintptr(r.base), uintptr(r.size),
+		windows.MEM_RESERVE|windows.MEM_COMMIT, windows.PAGE_READONLY); err == nil {
+		closedRanges.put(r)
+	}
+}
+
+// commitMemory returns zero memory of size bytes: from the pool, or else at an
+// address, or anywhere.
+func commitMemory(at uintptr, size int64) (unsafe.Pointer, error) {
 	if r, ok := closedRanges.take(size, size); ok {
 		if r.size > size {
 			closedRanges.put(addressRange{unsafe.Add(r.base, size), r.size - size})
@@ -187,7 +258,12 @@ func commitMemory(size int64) (unsafe.Pointer, error) {
 		}
 		return r.base, nil
 	}
-	return allocPages(size)
+	if at != 0 {
+		if p, err := allocPages(at, size, 0); err == nil {
+			return p, nil
+		}
+	}
+	return allocPages(0, size, 0)
 }
 
 // retire makes committed memory read-only zeros and puts it into the pool.
@@ -216,7 +292,8 @@ func allocTable(n int) ([]byte, error) {
 	if n == 0 {
 		return nil, nil
 	}
-	p, err := allocPages(int64(n))
+	// From the other end, to leave room behind the chunks.
+	p, err := allocPages(0, int64(n), windows.MEM_TOP_DOWN)
 	if err != nil {
 		return nil, err
 	}
@@ -234,9 +311,10 @@ func freeTable(b []byte) {
 	}
 }
 
-// allocPages returns new zero memory of n bytes.
-func allocPages(n int64) (unsafe.Pointer, error) {
-	addr, err := windows.VirtualAlloc(0, uintptr(n), windows.MEM_RESERVE|windows.MEM_COMMIT, windows.PAGE_READWRITE)
+// allocPages returns new zero memory of n bytes, at an address or, if that is 0,
+// anywhere.
+func allocPages(at uintptr, n int64, how uint32) (unsafe.Pointer, error) {
+	addr, err := windows.VirtualAlloc(at, uintptr(n), windows.MEM_RESERVE|windows.MEM_COMMIT|how, windows.PAGE_READWRITE)
 	if err != nil {
 		return nil, fmt.Errorf("memory of %d bytes: %w", n, full(os.NewSyscallError("VirtualAlloc", err)))
 	}
@@ -295,18 +373,29 @@ func syncDir(string) error { return nil }
 // file may refuse.
 func punchFD(uintptr, int64, int64) error { return errors.ErrUnsupported }
 
+// truncateFile is os.File's Truncate. A file of the right size stays as it is:
+// Wine, in passing, makes it longer, which fails on a full disk.
+func truncateFile(f *os.File, size int64) error {
+	if info, err := f.Stat(); err == nil && info.Size() == size {
+		return nil
+	}
+	return truncateError(f.Truncate(size))
+}
+
 // truncateError marks the refusal to shrink a mapped file: try again when
 // nothing is mapped.
 func truncateError(err error) error {
 	if errors.Is(err, windows.ERROR_USER_MAPPED_FILE) {
-		return fmt.Errorf("%w: %w", errors.ErrUnsupported, err)
+		return fmt.Errorf("%w: a file that this or another program has mapped cannot be cut; close it there first: %w",
+			ErrUnsupported, err)
 	}
 	return err
 }
 
 // networkFS returns "UNC" for files of another machine, else "".
 func networkFS(fd uintptr) string {
-	name := make([]uint16, windows.MAX_LONG_PATH)
+	// A path has at most 32,767 characters, and what is before it.
+	name := make([]uint16, 1<<16)
 	n, err := windows.GetFinalPathNameByHandle(windows.Handle(fd), &name[0], uint32(len(name)), 0)
 	if err != nil || int(n) > len(name) {
 		return ""
@@ -320,5 +409,37 @@ func networkFS(fd uintptr) string {
 // copyOnWriteFS does not know ReFS, which copies only where integrity streams are on.
 func copyOnWriteFS(uintptr) string { return "" }
 
-// allocateFD does nothing: a full disk is then found by the write itself.
-func allocateFD(_ uintptr, _, _ int64) error { return nil }
+// allocateFD makes room past the end of the file; before it there are no holes,
+// as the file is not sparse.
+func allocateFD(fd uintptr, off, n int64) error {
+	h := windows.Handle(fd)
+	var info windows.ByHandleFileInformation
+	if err := windows.GetFileInformationByHandle(h, &info); err != nil {
+		return os.NewSyscallError("GetFileInformationByHandle", err)
+	}
+	size := int64(info.FileSizeHigh)<<32 | int64(info.FileSizeLow)
+	room := off + n // FILE_ALLOCATION_INFO
+	if room <= size {
+		return nil // less would cut the file
+	}
+	err := windows.SetFileInformationByHandle(h, windows.FileAllocationInfo, (*byte)(unsafe.Pointer(&room)), uint32(unsafe.Sizeof(room)))
+	if err == nil || isFull(err) {
+		return os.NewSyscallError("SetFileInformationByHandle", err)
+	}
+	return writeZeros(h, size, room-size) // Wine and some file systems cannot
+}
+
+// writeZeros writes n zeros at off.
+func writeZeros(h windows.Handle, off, n int64) error {
+	zeros := make([]byte, min(n, zeroStep))
+	for n > 0 {
+		var done uint32
+		at := windows.Overlapped{Offset: uint32(off), OffsetHigh: uint32(off >> 32)}
+		if err := windows.WriteFile(h, zeros[:min(n, zeroStep)], &done, &at); err != nil {
+			return os.NewSyscallError("WriteFile", err)
+		}
+		off += int64(done)
+		n -= int64(done)
+	}
+	return nil
+}

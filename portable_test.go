@@ -51,7 +51,7 @@ func portableOptions() testOptions {
 
 // write returns the bytes of a new file after the given operations.
 func (o testOptions) write(t *testing.T, operate func(a *Arena)) []byte {
-	path := filepath.Join(t.TempDir(), "portable.emd")
+	path := filepath.Join(tempDir(t), "portable.emd")
 	a, err := openWith(path, &o.opts, o.internalOptions)
 	require.NoError(t, err)
 	operate(a)
@@ -86,7 +86,9 @@ func (z zeroingFS) SameFile(f file, path string) (bool, error) {
 
 func (z zeroingFS) Network(f file) (string, bool) { return z.osFS.Network(f.(zeroingFile).osFile) }
 
-func (z zeroingFS) Map(f file) mapping { return z.osFS.Map(f.(zeroingFile).osFile) }
+func (z zeroingFS) Map(f file, written bool) mapping {
+	return z.osFS.Map(f.(zeroingFile).osFile, written)
+}
 
 func (f zeroingFile) Punch(off, n int64) error {
 	if f.osFile.Punch(off, n) == nil {
@@ -478,7 +480,7 @@ func requireSameBytes(t *testing.T, want, have []byte) {
 // TestSampleRead reads every element of the recorded file, for reading only
 // and for writing.
 func TestSampleRead(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "sample.emd")
+	path := filepath.Join(tempDir(t), "sample.emd")
 	require.NoError(t, os.WriteFile(path, readSample(t), 0o666))
 	for _, readOnly := range []bool{true, false} {
 		t.Run(fmt.Sprint("readonly=", readOnly), func(t *testing.T) {

@@ -50,7 +50,7 @@ type testDisk struct {
 func newTestDisk(t *testing.T, kind string, size int64) *testDisk {
 	t.Helper()
 	privateMounts(t)
-	memory := t.TempDir()
+	memory := tempDir(t)
 	require.NoError(t, unix.Mount("tmpfs", memory, "tmpfs", 0, ""))
 	t.Cleanup(func() { _ = unix.Unmount(memory, unix.MNT_DETACH) })
 	d := &testDisk{kind: kind, dir: filepath.Join(memory, "disk")}

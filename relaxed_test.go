@@ -33,13 +33,13 @@ func copyOpen(t *testing.T, a *Arena) string {
 	}
 	b, err := os.ReadFile(a.path)
 	require.NoError(t, err)
-	path := filepath.Join(t.TempDir(), "crashed.emd")
+	path := filepath.Join(tempDir(t), "crashed.emd")
 	require.NoError(t, os.WriteFile(path, b, 0o600))
 	return path
 }
 
 func TestRelaxed(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "r.emd")
+	path := filepath.Join(tempDir(t), "r.emd")
 	a, d, l := openRelaxed(t, path, Options{DirtyLimit: minDirtyLimit})
 	for i := range uint64(100_000) {
 		require.NoError(t, d.Set(i, fmt.Sprint(i)))
@@ -72,14 +72,14 @@ func TestRelaxed(t *testing.T) {
 		require.Equal(t, "99999", v)
 		require.NoError(t, a.Close())
 	}
-	other := filepath.Join(t.TempDir(), "committed.emd")
+	other := filepath.Join(tempDir(t), "committed.emd")
 	require.NoError(t, reopen(t, other, testOptions{}).Close())
 	a = reopen(t, other, testOptions{opts: Options{Relaxed: true}})
 	require.False(t, a.space.shared)
 }
 
 func TestRelaxedUnclean(t *testing.T) {
-	a, d, l := openRelaxed(t, filepath.Join(t.TempDir(), "r.emd"), Options{})
+	a, d, l := openRelaxed(t, filepath.Join(tempDir(t), "r.emd"), Options{})
 	want := map[uint64]string{}
 	for i := range uint64(50_000) {
 		want[i] = fmt.Sprint(i)
@@ -96,7 +96,7 @@ func TestRelaxedUnclean(t *testing.T) {
 		require.ErrorContains(t, err, path)
 		require.ErrorContains(t, err, "AcceptUnclean")
 	}
-	saved := filepath.Join(t.TempDir(), "saved.emd")
+	saved := filepath.Join(tempDir(t), "saved.emd")
 	report, err := Salvage(t.Context(), saved, path, nil)
 	require.NoError(t, err)
 	require.Len(t, report.Damages, 1)
@@ -129,7 +129,7 @@ func TestRelaxedTorn(t *testing.T) {
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
 	for range pick(2, 10, 3) {
-		a, d, l := openRelaxed(t, filepath.Join(t.TempDir(), "r.emd"), Options{})
+		a, d, l := openRelaxed(t, filepath.Join(tempDir(t), "r.emd"), Options{})
 		for range 1 + r.IntN(4) {
 			for range r.IntN(30_000) {
 				switch k := r.Uint64N(20_000); r.IntN(8) {
@@ -148,7 +148,7 @@ func TestRelaxedTorn(t *testing.T) {
 		}
 		want := maps.Collect(d.All())
 		path := copyOpen(t, a)
-		report, err := Salvage(t.Context(), filepath.Join(t.TempDir(), "saved.emd"), path, nil)
+		report, err := Salvage(t.Context(), filepath.Join(tempDir(t), "saved.emd"), path, nil)
 		require.NoError(t, err)
 		require.NotEmpty(t, report.Containers)
 
@@ -170,7 +170,7 @@ func TestRelaxedTorn(t *testing.T) {
 }
 
 func TestRelaxedHasNoRollback(t *testing.T) {
-	a, d, _ := openRelaxed(t, filepath.Join(t.TempDir(), "r.emd"), Options{})
+	a, d, _ := openRelaxed(t, filepath.Join(tempDir(t), "r.emd"), Options{})
 	require.NoError(t, d.Set(1, "before"))
 	require.ErrorIs(t, a.Rollback(), ErrUnsupported)
 	require.NoError(t, a.Update(func() error { return d.Set(1, "updated") }))

@@ -433,7 +433,7 @@ func (s *salvager) show(size int64, log file, recs []record) (err error) {
 	defer catchFault(&err, debug.SetPanicOnFault(true))
 	a.seed = a.header.seed
 	border := s.limit &^ (unitPages - 1) // what lies behind is read into memory
-	a.space, err = newSpace(a.file, a.fs.Map(a.file), s.in.chunkSize, border, size, false)
+	a.space, err = newSpace(a.file, a.fs.Map(a.file, true), s.in.chunkSize, border, size, false)
 	if err != nil {
 		return err
 	}

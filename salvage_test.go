@@ -577,7 +577,7 @@ func TestSalvageLabels(t *testing.T) {
 
 // TestSalvageFile salvages a real file that may only be read, in a folder of its own.
 func TestSalvageFile(t *testing.T) {
-	dir := t.TempDir()
+	dir := tempDir(t)
 	src, dst := filepath.Join(dir, "src.emd"), filepath.Join(dir, "dst.emd")
 	d, err := OpenDict[uint64, string](src, nil)
 	require.NoError(t, err)

@@ -914,7 +914,7 @@ func (d *simDisk) SameFile(f file, path string) (bool, error) {
 func (d *simDisk) Resolve(path string) (string, error) { return path, nil }
 func (d *simDisk) Network(file) (string, bool)         { return "", false }
 func (d *simDisk) CopyOnWrite(file) (string, bool)     { return "", false }
-func (d *simDisk) Map(f file) mapping                  { return &simMapping{newHeapMapping(f), d} }
+func (d *simDisk) Map(f file, _ bool) mapping          { return &simMapping{newHeapMapping(f), d} }
 func (d *simDisk) MapShared(f file) mapping            { return newSharedHeapMapping(f) }
 
 type simFile struct {

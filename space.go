@@ -463,6 +463,9 @@ func (s *space) mark(off uint64, n int) {
 
 func (s *space) touchSlow(p pageNo, lines uint64) {
 	s.page(p) // maps the chunk
+	if s.shared {
+		return // as what is marked
+	}
 	c := s.table.Load().chunks[p>>s.shift]
 	in := p - c.first
 	isFresh := uint64(p) >= s.border.Load()
@@ -661,7 +664,7 @@ func (s *space) settle(from, to uint64) error {
 	}
 	off, size := int64(from)<<pageShift, int64(to)<<pageShift
 	if err := s.file.Allocate(off, size-off); err != nil && !errors.Is(err, errors.ErrUnsupported) {
-		return errors.Join(err, hard(s.file.Truncate(s.fileSize)))
+		return errors.Join(err, hard(s.cutBack()))
 	}
 	if s.fileSize < size {
 		if err := s.file.Truncate(size); err != nil {
@@ -678,6 +681,16 @@ func (s *space) settle(from, to uint64) error {
 		s.disown(c, in, n)
 		return nil
 	})
+}
+
+// cutBack takes back what a failed Allocate may have added. Where a file cannot
+// be cut while it is mapped, it stays longer.
+func (s *space) cutBack() error {
+	err := s.file.Truncate(s.fileSize)
+	if errors.Is(err, errors.ErrUnsupported) {
+		s.fileSize, err = s.file.Size()
+	}
+	return err
 }
 
 // discardFresh makes the pages from the border to end zeros again, in memory

@@ -2,13 +2,16 @@ package emd
 
 import (
 	"bytes"
+	"errors"
 	"flag"
 	"io"
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
@@ -21,6 +24,44 @@ func TestMain(m *testing.M) {
 		runtime.MemProfileRate = 0
 	}
 	os.Exit(m.Run())
+}
+
+// tempDir is t.TempDir where that can clean up after itself, and does the same
+// where it cannot: os.RemoveAll fails under Wine 8, which lacks a way to delete
+// that Go takes for granted, os.Remove does not.
+func tempDir(t testing.TB) string {
+	if removesAll() {
+		return t.TempDir()
+	}
+	dir, err := os.MkdirTemp("", "emd")
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, removeAll(dir)) })
+	return dir
+}
+
+var removesAll = sync.OnceValue(func() bool {
+	if runtime.GOOS != "windows" {
+		return true
+	}
+	dir, err := os.MkdirTemp("", "emd")
+	if err != nil || os.WriteFile(filepath.Join(dir, "probe"), nil, 0o600) != nil {
+		return true // t.TempDir will tell what is wrong
+	}
+	return os.RemoveAll(dir) == nil || removeAll(dir) != nil
+})
+
+// removeAll removes dir and what is in it, the folders last.
+func removeAll(dir string) error {
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		name := filepath.Join(dir, e.Name())
+		if e.IsDir() {
+			err = errors.Join(err, removeAll(name))
+		} else {
+			err = errors.Join(err, os.Remove(name))
+		}
+	}
+	return errors.Join(err, os.Remove(dir))
 }
 
 // testOptions choose how a test arena is made. The zero value is mapped
@@ -50,7 +91,7 @@ func relaxed() testOptions {
 // be consistent, when the test ends.
 func testArena(t testing.TB, o testOptions) *Arena {
 	t.Helper()
-	return reopen(t, filepath.Join(t.TempDir(), "test.emd"), o)
+	return reopen(t, filepath.Join(tempDir(t), "test.emd"), o)
 }
 
 // reopen is testArena for a file of the test's own.
