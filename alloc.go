@@ -412,11 +412,11 @@ func (al *allocator) place(end, n uint64) uint64 {
 	for {
 		r := int(end >> regionShift)
 		from := max(end, uint64(al.s.region(r).firstData()))
-		start := (from + align - 1) &^ (align - 1)
-		next := start&^(unit-1) + unit
+		next := from&^(unit-1) + unit
 		if next == unit {
-			next = 1 << bits.Len64(start)
+			next = 1 << bits.Len64(from)
 		}
+		start := (from + align - 1) &^ (align - 1)
 		if start+n <= next {
 			return start
 		}

@@ -3,6 +3,7 @@ package emd
 import (
 	"fmt"
 	"maps"
+	"math/bits"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -135,6 +136,31 @@ func TestAllocatorReuse(t *testing.T) {
 			end = got
 		} else {
 			assert.Equal(t, end, got, "round %d", round)
+		}
+	}
+}
+
+// TestAllocatorPlace places runs of all sizes: in one chunk and one region, behind its first pages.
+func TestAllocatorPlace(t *testing.T) {
+	a := bareArena(t)
+	r := newRand(rand.Uint64())
+	for _, shift := range []uint8{6, 8, 12, regionShift} {
+		a.space.shift = shift
+		al := newAllocator(a.space, unitPages)
+		for range 100_000 {
+			end := slotPages + r.Uint64N(3<<regionShift)
+			if r.IntN(3) == 0 {
+				end = uint64(1+r.IntN(3))<<regionShift - r.Uint64N(300)
+			}
+			n := 1 + r.Uint64N(uint64(al.maxRun()))
+			if r.IntN(2) == 0 {
+				n = 1 << r.IntN(al.order+1)
+			}
+			start := al.place(end, n)
+			last := start + n - 1
+			ok := start >= end && start%(n&-n) == 0 && start>>shift == last>>shift && start>>regionShift == last>>regionShift &&
+				start >= uint64(a.space.region(int(start>>regionShift)).firstData()) && (start >= regionPages || bits.Len64(start) == bits.Len64(last))
+			require.True(t, ok, "%d pages from %d on at %d, chunks of %d", n, end, start, 1<<shift)
 		}
 	}
 }

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/windows"
@@ -135,10 +137,18 @@ func (m *windowsMapping) sync() (err error) {
 	return err
 }
 
+// lateReader is how long a read that began before Close may go on. It is a matter
+// of nanoseconds, or of a page from the disk, but its thread may have to wait for a processor.
+const lateReader = 20 * time.Millisecond
+
 // close unmaps all views, after which the file may be shrunk, renamed and
 // deleted. Windows has no call that replaces a view in place: until zero pages
-// have taken it, some microseconds later, a view's range is not readable.
+// have taken it, some microseconds later, a view's range is not readable. So
+// first it lets those finish who may still read; others have been turned away.
 func (m *windowsMapping) close() error {
+	if slices.ContainsFunc(m.chunks, func(c windowsChunk) bool { return c.view }) {
+		time.Sleep(lateReader)
+	}
 	var errs []error
 	for _, c := range m.chunks {
 		if c.view {
