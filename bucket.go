@@ -883,7 +883,7 @@ func (d *dict) peek(h uint64, key []byte) (val []byte, seg *segment, s uint64, i
 	seg = d.table.Load().segment(h)
 	s = seg.load()
 	no, same := seg.bucketAt(h, s)
-	if !same || s&1 != 0 || no < slotPages {
+	if !same || no < slotPages {
 		return nil, seg, s, peekedNothing
 	}
 	b := (*bucket)(d.space.near(no))
@@ -966,7 +966,7 @@ func (d *dict) peekWord(key uint64) (val uint64, is peeked) {
 	seg := d.table.Load().segment(h)
 	s := seg.load()
 	no, same := seg.bucketAt(h, s)
-	if !same || s&1 != 0 || key == 0 || no-1 >= d.space.flat.Load() {
+	if !same || key == 0 || no-1 >= d.space.flat.Load() {
 		return 0, peekedNothing
 	}
 	b := (*bucket)(unsafe.Add(d.space.page1, uintptr(no-1)<<pageShift))
@@ -998,7 +998,7 @@ func (d *dict) getWord(key uint64) (val uint64, ok bool, err error) {
 	h := d.hashWord(key)
 	seg := d.table.Load().segment(h)
 	s := seg.load()
-	if no, same := seg.bucketAt(h, s); same && s&1 == 0 {
+	if no, same := seg.bucketAt(h, s); same {
 		if b := (*bucket)(d.space.near(no)); b != nil {
 			off, ended := b.findWord(h, key)
 			if off != 0 {

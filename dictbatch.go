@@ -150,7 +150,7 @@ func (d *dict) getWordBatch(keys, vals [][8]byte, ok []bool, start time.Time) (f
 			l.hash = d.hashWord(le.Uint64(keys[i][:]))
 			l.seg = t.segment(l.hash)
 			l.seen = l.seg.load()
-			if no, same := l.seg.bucketAt(l.hash, l.seen); same && l.seen&1 == 0 {
+			if no, same := l.seg.bucketAt(l.hash, l.seen); same {
 				l.no = no
 			}
 		}

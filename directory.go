@@ -257,10 +257,12 @@ func (seg *segment) bucket(h uint64) pageNo {
 func (seg *segment) entry(i uint64) pageNo { return dirEntry(seg.dir.Load(), i) }
 
 // bucketAt is bucket for readers who saw the counter at s: false if it is not
-// any more, for directory, shift and mask must belong together.
+// any more, for directory, shift and mask must belong together, or if a writer
+// was there. Who is turned away does not look at the directory, which a closed
+// arena may not have.
 func (seg *segment) bucketAt(h, s uint64) (pageNo, bool) {
 	shift, mask, dir := seg.shift.Load(), seg.mask.Load(), seg.dir.Load()
-	if seg.load() != s {
+	if s&1 != 0 || seg.load() != s {
 		return 0, false
 	}
 	return dirEntry(dir, h>>(shift&63)&uint64(mask)), true

@@ -123,14 +123,17 @@ func newSharedSpace(f file, m mapping, chunkSize int64, end uint64, fileSize int
 // extendFile makes room on the disk for the pages below end, before a page without
 // room could be stored to. The caller holds mu, or is alone.
 func (s *space) extendFile(end uint64) error {
-	need := int64(end) << pageShift
+	round := func(n, to int64) int64 { return (n + to - 1) / to * to }
+	need := round(int64(end)<<pageShift, unitSize)
+	if wholeChunks {
+		need = round(need, int64(1)<<(s.shift+s.grow+pageShift))
+	}
 	if need <= s.fileSize {
 		return nil
 	}
-	round := func(n, to int64) int64 { return (n + to - 1) / to * to }
-	sizes := []int64{round(need+s.fileSize/8, sharedStep), round(need, unitSize)}
+	sizes := []int64{round(need+s.fileSize/8, sharedStep), need}
 	if wholeChunks {
-		sizes = []int64{round(need, int64(1)<<(s.shift+s.grow+pageShift))}
+		sizes = sizes[1:]
 	}
 	var err error
 	for _, size := range sizes {
