@@ -32,7 +32,7 @@ var failingScript = crashScript{ops: []crashOp{
 	add("l", 50), put("d", 0, 6, 9000), syncAll, set("l", 10), syncAll, put("d", 6, 10, 9000), spill, put("d", 7, 8, 9000), syncAll,
 	set("l", 5), checkpointNow, del("d", 0, 5), syncAll, put("d", 10, 24, 9000), spill, rollback, set("l", 3), rollback,
 	update("succeeds", add("l", 5), put("d", 1, 2, 500)), update("fails", add("l", 5)), syncAll, set("l", 2), syncAll, checkpointNow, set("l", 3), syncAll,
-	closeAndReopen, put("d", 20, 29, 30000), syncAll, drop("d"), syncAll, checkpointNow, set("l", 9), syncAll, set("l", 4), syncAll,
+	closeAndReopen, put("d", 20, 22, 130_000), put("d", 22, 27, 30000), syncAll, drop("d"), syncAll, checkpointNow, set("l", 9), syncAll, set("l", 4), syncAll,
 }}
 
 // failOnce runs the script, of which the n-th operation fails, and says which one that was; "" if the run has fewer.
