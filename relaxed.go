@@ -53,7 +53,9 @@ func (a *Arena) openRelaxed(chunkSize, size int64) error {
 	}
 	a.removeScratches()
 	if size > int64(mark)<<pageShift { // new space must be zero
-
+		if err := a.file.Truncate(int64(mark) << pageShift); err != nil {
+			return err
+		}
 	}
 	// Each slot once, should a crash have torn one.
 	a.header.state = headerUnclean
