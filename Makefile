@@ -6,18 +6,19 @@
 # make check   what a change must pass besides: vet, gofmt, race detector, 32 bits, other systems and processors
 # make qemu QEMUFLAGS='-timeout 2h'   the full suite on other processors
 # make wine WINEFLAGS='-timeout 2h'   the full suite for Windows
+# make wasm    where no files are mapped, and files exchanged with that
 
 GO      ?= go
 MEETING  = TestModel|TestRace|Writers|Readers|Concurrent|Busy|BesideClose|RolledBack|OthersWait|WhileChanging|GroupCommit|Callback
 PORTABLE = TestSame|TestSample|TestCodec|TestDerived(RoundTrips|Hostile|Keys|InContainers|NaN)|TestEntries|TestHash(Vectors|Stable|Secrets)|TestLayoutFor|TestControlWords|TestExtentTable|TestUnixMapping|TestEMListQueue|TestEMListExtentBorders|TestEMDict(Bytes|FloatKeys|Rollback)|TestUpdate|TestDefectLock|TestViews|TestMutate|TestSortFunc$$|TestSortFuncStrings|TestSortKey|TestRadixSort
-# What differs where the whole file is in memory: all that lies between the file and its bytes, and recovery. Goroutines of WebAssembly wait
-# for each other to wait, so tests in which one loops until another stops it would run for ever.
+# What differs where the whole file is in memory: all that lies between the file and its bytes, and recovery. WebAssembly does
+# not interrupt a goroutine, so tests in which one loops until another stops it would run for ever.
 MEMORY   = TestExchange|TestSlots|TestHeapMapping|TestMapping|TestFile$$|TestLock$$|TestNames|TestResolve|TestTable$$|TestOpenNot|TestDirtyLimit|TestLogLost|TestClose$$|TestTruncated|TestWrongLog|TestReadOnlyAfterCrash|TestErr(Locked|Closed|ReadOnly|Version)|TestOthersRecovery|TestSalvageLog|TestRelaxed(Unclean|HasNoRollback|Fails)?$$
 # What differs on Windows: mappings, locks, paths, growth and truncation while mapped, the log after a kill, its error codes.
 WINDOWS  = TestWindows|TestMapping|TestLock|TestTable|TestFile|TestNames|TestResolve|TestOpenNotRegular|TestDirtyLimit|TestAddressPool|TestKill|TestCheckpointed|TestErr|TestUpdate|TestReadOnly|TestSame|TestSample|TestModel$$|TestModelReaders|TestEMListReadBesideClose|TestSmallDisk|TestExit|TestMillions|TestRelaxed
 # With their tests, and without.
 TARGETS ?= darwin/arm64 freebsd/amd64
-BUILDS  ?= windows/386 openbsd/amd64 plan9/amd64
+BUILDS  ?= windows/amd64 windows/386 openbsd/amd64 plan9/amd64
 
 # GOARCH/QEMU's name: s390x is big-endian, loong64 has pages of 16 KiB, arm has 32 bits (386 under QEMU upsets the signal handling of Go).
 PROCESSORS ?= s390x/s390x arm64/aarch64 loong64/loongarch64 arm/arm
@@ -80,7 +81,7 @@ race:
 
 # Tests for other systems are compiled here and run elsewhere. Of the other modules, only examples: the rest takes minutes each. Two at a time.
 cross:
-	@for target in $(BUILDS); do GOOS=$${target%/*} GOARCH=$${target#*/} CGO_ENABLED=0 $(GO) build . && echo "built for $$target" || exit 1; done
+	@for target in $(BUILDS); do GOOS=$${target%/*} GOARCH=$${target#*/} CGO_ENABLED=0 $(GO) build . ./examples/... && echo "built for $$target" || exit 1; done
 	@printf '%s\n' $(TARGETS) | GO=$(GO) xargs -P 2 -I '{}' sh -c 'target={}; tmp=$$(mktemp -d) && trap "rm -rf $$tmp" EXIT && \
 		export GOOS=$${target%/*} GOARCH=$${target#*/} CGO_ENABLED=0 && \
 		for dir in . examples; do (cd $$dir && $$GO vet ./... && $$GO test -c -o "$$tmp/" ./...) || exit 1; done && echo "compiled for $$target"'

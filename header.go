@@ -21,8 +21,9 @@ import (
 //
 // needs are features without which the file must not be opened, knows those
 // without which it must not be written; this version has none. state says
-// whether the log is live, or that the file is a relaxed one and has none. id ties file and log together. generation numbers the
-// checkpoints; records of another generation are not of this state. needSeq is
+// whether the log is live, or that the file is a relaxed one, which has none. id
+// ties file and log together. generation numbers the checkpoints; records of
+// another generation are not of this state. needSeq is
 // the last record that pages of the file may already be ahead for: a log that
 // ends before it is damaged. logOff is where the records of the generation
 // begin. mark is the number of committed pages. catalog and meta are the header

@@ -433,23 +433,8 @@ func allocateFD(fd uintptr, off, n int64) error {
 		return nil // less would cut the file
 	}
 	err := windows.SetFileInformationByHandle(h, windows.FileAllocationInfo, (*byte)(unsafe.Pointer(&room)), uint32(unsafe.Sizeof(room)))
-	if err == nil || isFull(err) {
-		return os.NewSyscallError("SetFileInformationByHandle", err)
+	if err != nil && !isFull(err) {
+		return errors.ErrUnsupported // by Wine, and some file systems
 	}
-	return writeZeros(h, size, room-size) // Wine and some file systems cannot
-}
-
-// writeZeros writes n zeros at off.
-func writeZeros(h windows.Handle, off, n int64) error {
-	zeros := make([]byte, min(n, zeroStep))
-	for n > 0 {
-		var done uint32
-		at := windows.Overlapped{Offset: uint32(off), OffsetHigh: uint32(off >> 32)}
-		if err := windows.WriteFile(h, zeros[:min(n, zeroStep)], &done, &at); err != nil {
-			return os.NewSyscallError("WriteFile", err)
-		}
-		off += int64(done)
-		n -= int64(done)
-	}
-	return nil
+	return os.NewSyscallError("SetFileInformationByHandle", err)
 }

@@ -59,7 +59,8 @@ type Options struct {
 	Relaxed bool
 	// AcceptUnclean opens a relaxed file after such an end, as it is: entries may be
 	// missing, lengths wrong, and damage be found only as it is met. [Arena.Check]
-	// tells, [Salvage] makes a sound copy. It also allows relaxed files on file systems
+	// tells, [Salvage] makes a sound copy. After Close the file counts as closed.
+	// AcceptUnclean also allows relaxed files on file systems
 	// where room for a page is not sure to be there when it changes (Btrfs, ZFS,
 	// bcachefs, network file systems): a full disk may end the program there.
 	AcceptUnclean bool

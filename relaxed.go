@@ -2,7 +2,6 @@ package emd
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"slices"
 )
@@ -139,39 +138,11 @@ func (s *space) extendFile(end uint64) error {
 	}
 	var err error
 	for _, size := range sizes {
-		if err = allocate(s.file, s.fileSize, size); err == nil {
-			s.fileSize = size
-			return nil
-		}
-		// Where that is refused because of the mapping, the rest stays, unused.
-		if cut := s.file.Truncate(s.fileSize); cut != nil && !errors.Is(cut, errors.ErrUnsupported) {
-			return errors.Join(err, cut)
-		}
-		if !isFull(err) {
+		if err = s.allocate(s.fileSize, size); !onlyFull(err) {
 			break
 		}
 	}
 	return asFull(err)
-}
-
-// allocate makes a file larger, with room on the disk.
-func allocate(f file, from, to int64) error {
-	err := f.Allocate(from, to-from)
-	if err == nil {
-		return f.Truncate(to)
-	}
-	if !errors.Is(err, errors.ErrUnsupported) {
-		return err
-	}
-	zeros := make([]byte, sharedStep)
-	for from < to {
-		n := min(to-from, sharedStep)
-		if _, err := f.WriteAt(zeros[:n], from); err != nil {
-			return err
-		}
-		from += n
-	}
-	return nil
 }
 
 // syncShared is the commit of a relaxed arena: it waits until all that was

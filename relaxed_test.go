@@ -191,6 +191,21 @@ func TestRelaxedHasNoRollback(t *testing.T) {
 	require.NoError(t, a.Err())
 	require.NoError(t, a.Sync())
 	require.Equal(t, map[uint64]string{1: "updated", 2: "stays", 3: "stays, too"}, maps.Collect(d.All()))
+
+	// What a migration cannot take back in part stops the arena, and is found at the next Open.
+	a.turn.Lock()
+	d.d.lock()
+	d.d.turnAway()
+	d.d.unlock()
+	err = a.rollback()
+	a.turn.Unlock()
+	require.ErrorIs(t, err, ErrUnsupported)
+	require.ErrorIs(t, a.Err(), ErrUnsupported)
+	_, _, err = d.Get(1)
+	require.ErrorIs(t, err, ErrUnsupported)
+	require.ErrorIs(t, a.Close(), ErrUnsupported)
+	_, err = Open(a.path, nil)
+	require.ErrorIs(t, err, ErrUnclean)
 }
 
 // TestRelaxedPowerCut cuts the power ahead of every change of the disk: what it leaves was closed, and is whole, or is unclean.

@@ -163,9 +163,9 @@ func (s *space) slotCount(pages uint64) int { return int((pages + uint64(s.mask)
 
 // slots returns the slots [first, first+n) of the chunk that slot i is part of.
 // Most chunks have one. On the Go heap a small file must take little memory, so
-// there the first chunks are small, each as large as all before it. A run of
-// pages that is aligned to its size lies in one of them as in a large chunk, so
-// the same runs can be made, and files are the same.
+// there the first chunks are small, each as large as all before it. No run of
+// pages crosses where they end, wherever the file is made (see allocator.place),
+// so that files are the same.
 func (s *space) slots(i int) (first, n int) {
 	if i == 0 {
 		return 0, 1
@@ -663,14 +663,8 @@ func (s *space) settle(from, to uint64) error {
 		return nil
 	}
 	off, size := int64(from)<<pageShift, int64(to)<<pageShift
-	if err := s.file.Allocate(off, size-off); err != nil && !errors.Is(err, errors.ErrUnsupported) {
-		return errors.Join(err, hard(s.cutBack()))
-	}
-	if s.fileSize < size {
-		if err := s.file.Truncate(size); err != nil {
-			return hard(err)
-		}
-		s.fileSize = size
+	if err := s.allocate(off, size); err != nil {
+		return err
 	}
 	return s.eachRange(from, to, func(c *chunk, in, n pageNo) error {
 		mem := unsafe.Add(c.mem, uintptr(in)<<pageShift)
@@ -683,7 +677,38 @@ func (s *space) settle(from, to uint64) error {
 	})
 }
 
-// cutBack takes back what a failed Allocate may have added. Where a file cannot
+// allocate makes room on the disk for the bytes [off, end), and the file that
+// long. Where the file system has no call for that, holes stay, and what is new
+// is zeros that are written. After an error nothing has changed.
+func (s *space) allocate(off, end int64) error {
+	err := s.file.Allocate(off, end-off)
+	if errors.Is(err, errors.ErrUnsupported) {
+		err = s.writeZeros(end)
+	}
+	if err == nil && s.fileSize < end {
+		err = hard(s.file.Truncate(end))
+	}
+	if err != nil {
+		return errors.Join(err, hard(s.cutBack()))
+	}
+	s.fileSize = max(s.fileSize, end)
+	return nil
+}
+
+const zerosStep = 1 << 20 // bytes
+
+// writeZeros writes zeros from the end of the file up to end.
+func (s *space) writeZeros(end int64) error {
+	zeros := make([]byte, max(0, min(end-s.fileSize, zerosStep)))
+	for off := s.fileSize; off < end; off += int64(len(zeros)) {
+		if _, err := s.file.WriteAt(zeros[:min(end-off, zerosStep)], off); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cutBack takes back what a failed allocate may have added. Where a file cannot
 // be cut while it is mapped, it stays longer.
 func (s *space) cutBack() error {
 	err := s.file.Truncate(s.fileSize)

@@ -220,15 +220,21 @@ func asNobody(t *testing.T) {
 	require.NoError(t, unix.Setfsuid(65534))
 }
 
-func TestReadOnlyFile(t *testing.T) {
-	dir := t.TempDir()
-	closed, crashed := filepath.Join(dir, "closed"), filepath.Join(dir, "crashed")
-	want := squareFile(t, closed, 100_000, false)
+// forNobody makes files with given permissions in a folder with others.
+func forNobody(t *testing.T, dir string, file, folder fs.FileMode) (closed, crashed string, want []uint32) {
+	closed, crashed = filepath.Join(dir, "closed"), filepath.Join(dir, "crashed")
+	want = squareFile(t, closed, 100_000, false)
 	squareFile(t, crashed, 100_000, true)
 	for _, path := range []string{closed, crashed, logPath(crashed)} {
-		require.NoError(t, os.Chmod(path, 0o444))
+		require.NoError(t, os.Chmod(path, file))
 	}
-	require.NoError(t, errors.Join(os.Chmod(filepath.Dir(dir), 0o755), os.Chmod(dir, 0o777)))
+	require.NoError(t, errors.Join(os.Chmod(filepath.Dir(dir), 0o755), os.Chmod(dir, folder)))
+	return closed, crashed, want
+}
+
+func TestReadOnlyFile(t *testing.T) {
+	dir := t.TempDir()
+	closed, crashed, want := forNobody(t, dir, 0o444, 0o777)
 	t.Run("", func(t *testing.T) {
 		asNobody(t)
 		for _, path := range []string{closed, crashed} {
@@ -241,13 +247,7 @@ func TestReadOnlyFile(t *testing.T) {
 
 func TestReadOnlyFolder(t *testing.T) {
 	dir := t.TempDir()
-	closed, crashed := filepath.Join(dir, "closed"), filepath.Join(dir, "crashed")
-	want := squareFile(t, closed, 100_000, false)
-	squareFile(t, crashed, 100_000, true)
-	for _, path := range []string{closed, crashed, logPath(crashed)} {
-		require.NoError(t, os.Chmod(path, 0o666))
-	}
-	require.NoError(t, errors.Join(os.Chmod(filepath.Dir(dir), 0o755), os.Chmod(dir, 0o555)))
+	closed, crashed, want := forNobody(t, dir, 0o666, 0o555)
 	t.Cleanup(func() { _ = os.Chmod(dir, 0o755) })
 	t.Run("", func(t *testing.T) {
 		asNobody(t)
