@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"unsafe"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -160,6 +161,10 @@ func TestRelaxedTorn(t *testing.T) {
 
 		b, err := openWith(path, &Options{AcceptUnclean: true}, internalOptions{heap: raceEnabled})
 		require.NoError(t, err)
+		p, err := b.alloc.allocFresh(unitPages)
+		require.NoError(t, err)
+		require.True(t, allZero(bytesAt(unsafe.Pointer(b.space.page(p)), unitSize)))
+		require.NoError(t, b.alloc.free(p, unitPages))
 		e, err := Dict[uint64, string](b, "dict", nil)
 		require.NoError(t, err)
 		// All stores of the program are in the file: only what it keeps in memory, as numbers of entries, is lost.
@@ -206,6 +211,38 @@ func TestRelaxedHasNoRollback(t *testing.T) {
 	require.ErrorIs(t, a.Close(), ErrUnsupported)
 	_, err = Open(a.path, nil)
 	require.ErrorIs(t, err, ErrUnclean)
+}
+
+// otherFS is a file system that gives no room, or one of another machine.
+type otherFS struct {
+	osFS
+	copies, network bool
+}
+
+func (o otherFS) CopyOnWrite(file) (string, bool) { return "zfs", o.copies }
+func (o otherFS) Network(file) (string, bool)     { return "nfs", o.network }
+
+func TestRelaxedRefused(t *testing.T) {
+	for name, o := range map[string]otherFS{"zfs": {copies: true}, "nfs": {network: true}} {
+		o.heap = raceEnabled
+		in := internalOptions{fs: o}
+		dir := tempDir(t)
+		path := filepath.Join(dir, "r.emd")
+		_, err := openWith(path, &Options{Relaxed: true, NetworkFS: true}, in)
+		isError(t, err, path, ErrUnsupported)
+		require.ErrorContains(t, err, name)
+		require.ErrorContains(t, err, "AcceptUnclean")
+		require.Empty(t, dirNames(t, dir), "nothing was made")
+
+		a, err := openWith(path, &Options{Relaxed: true, NetworkFS: true, AcceptUnclean: true}, in)
+		require.NoError(t, err)
+		require.NoError(t, a.Close())
+		_, err = openWith(path, &Options{NetworkFS: true}, in)
+		isError(t, err, path, ErrUnsupported)
+		a, err = openWith(path, &Options{NetworkFS: true, ReadOnly: true}, in)
+		require.NoError(t, err)
+		require.NoError(t, a.Close())
+	}
 }
 
 // TestRelaxedPowerCut cuts the power ahead of every change of the disk: what it leaves was closed, and is whole, or is unclean.
