@@ -198,6 +198,18 @@ func (e *EMList[T]) decode(i int, el element) (v T, err error) {
 
 // Set replaces element i. It panics if the list has none.
 func (e *EMList[T]) Set(i int, v T) error {
+	if e.word {
+		if m := e.l.lockSlot(i); m != nil {
+			*(*T)(m) = v
+			e.l.unlockSlot(i)
+			return nil
+		}
+	}
+	return e.set(i, v)
+}
+
+// set is Set in all cases.
+func (e *EMList[T]) set(i int, v T) error {
 	if e.raw {
 		return e.l.result("set", e.l.set(i, memoryOf(&v)))
 	}
@@ -234,6 +246,13 @@ func (e *EMList[T]) encodeAll(s *scratch, v []T) error {
 // Append adds elements at the end, all or none. Readers see them appear one
 // after the other.
 func (e *EMList[T]) Append(v ...T) error {
+	if e.word && len(v) == 1 {
+		if m := e.l.lockTail(1); m != nil {
+			*(*T)(m) = v[0]
+			e.l.unlockTail(1)
+			return nil
+		}
+	}
 	return e.l.result("append", e.append(v))
 }
 

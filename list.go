@@ -712,48 +712,48 @@ func refBytes(x ref) (b [8]byte) {
 
 // set replaces element i. It locks.
 func (l *list) set(i int, b []byte) error {
-	switch {
-	case l.refs:
+	if l.refs {
 		return l.setRecord(i, b, nil)
-	case l.setShort(i, b):
+	}
+	if m := l.lockSlot(i); m != nil {
+		storeSlot(unsafe.Slice((*byte)(m), l.width), b)
+		l.unlockSlot(i)
 		return nil
 	}
 	return l.setReserved(i, b)
 }
 
-// setShort is set where nothing is in the way.
-func (l *list) setShort(i int, b []byte) bool {
+// lockSlot locks the list for a new element i, whose slot it marks as changed,
+// and returns the memory of that. It does so where nothing is in the way, as
+// nearly always; otherwise it returns nil, and nothing is locked.
+func (l *list) lockSlot(i int) unsafe.Pointer {
 	if optimistic { // it comes while the lock is taken
-		if p := l.table.Load().memory(l.first.Load() + uint64(i)); p != nil {
-			prefetch(p)
+		if m := l.table.Load().memory(l.first.Load() + uint64(i)); m != nil {
+			prefetch(m)
 		}
 	}
 	if !l.lockShort(0) {
-		return false
+		return nil
 	}
-	set := uint64(i) < l.len() && l.tryPut(l.first.Load()+uint64(i), b)
+	if first := l.first.Load(); uint64(i) < l.end.Load()-first {
+		t, p := l.table.Load(), first+uint64(i)
+		k, at := t.locate(p)
+		if i := k - t.base; i < uint64(len(t.mem)) {
+			if m := atomic.LoadPointer(&t.mem[i]); m != nil {
+				at *= t.width
+				l.a.space.markShort(uint64(t.entry(k))<<pageShift+at, t.width)
+				l.beginSlot(p)
+				return unsafe.Add(m, at)
+			}
+		}
+	}
 	l.leave()
-	return set
+	return nil
 }
 
-// tryPut is put, if the memory of the slot is known.
-func (l *list) tryPut(p uint64, b []byte) bool {
-	t := l.table.Load()
-	k, at := t.locate(p)
-	i := k - t.base
-	if i >= uint64(len(t.mem)) {
-		return false
-	}
-	m := atomic.LoadPointer(&t.mem[i])
-	if m == nil {
-		return false
-	}
-	at *= t.width
-	l.a.space.markShort(uint64(t.entry(k))<<pageShift+at, len(b))
-	l.beginSlot(p)
-	storeSlot(unsafe.Slice((*byte)(unsafe.Add(m, at)), len(b)), b)
-	l.endSlot(p)
-	return true
+func (l *list) unlockSlot(i int) {
+	l.endSlot(l.first.Load() + uint64(i))
+	l.leave()
 }
 
 // setReserved is set where the element may have no extent.

@@ -11,12 +11,10 @@ import (
 
 // appendSlots appends n slots, all or none. It locks.
 func (l *list) appendSlots(b []byte, n uint64, holder bool) error {
-	if !holder && l.lockShort(int64(len(b))) {
-		fits := n <= l.tail.n && l.len()+n <= maxListLen
-		if fits {
-			l.fillTail(b, n)
-		}
-		if l.leave(); fits {
+	if !holder {
+		if m := l.lockTail(n); m != nil {
+			storeSlot(unsafe.Slice((*byte)(m), len(b)), b)
+			l.unlockTail(n)
 			return nil
 		}
 	}
@@ -42,16 +40,41 @@ func (l *list) appendSlots(b []byte, n uint64, holder bool) error {
 	return l.extend(b, n)
 }
 
+// lockTail locks the list for n more elements, whose slots it marks as changed,
+// and returns the memory of these. It does so where the tail has room and nothing
+// is in the way; otherwise it returns nil, and nothing is locked.
+func (l *list) lockTail(n uint64) unsafe.Pointer {
+	if !l.lockShort(int64(n * l.width)) {
+		return nil
+	}
+	if n <= l.tail.n && l.len()+n <= maxListLen {
+		l.a.space.markShort(l.tail.off, n*l.width)
+		return l.tail.mem
+	}
+	l.leave()
+	return nil
+}
+
+func (l *list) unlockTail(n uint64) {
+	l.showTail(n)
+	l.leave()
+}
+
 // fillTail appends n slots, for which the tail has room.
 func (l *list) fillTail(b []byte, n uint64) {
-	l.a.space.markShort(l.tail.off, len(b))
+	l.a.space.markShort(l.tail.off, uint64(len(b)))
 	storeSlot(unsafe.Slice((*byte)(l.tail.mem), len(b)), b)
-	l.tail.n -= n
-	if l.tail.n != 0 {
-		l.tail.mem = unsafe.Add(l.tail.mem, len(b))
+	l.showTail(n)
+}
+
+// showTail appends the n slots that the tail begins with.
+func (l *list) showTail(n uint64) {
+	size := n * l.width
+	if l.tail.n -= n; l.tail.n != 0 {
+		l.tail.mem = unsafe.Add(l.tail.mem, size)
 	}
-	l.tail.off += uint64(len(b))
-	if wholeWords && !raceEnabled && len(b) <= pageSize { // see beginShort
+	l.tail.off += size
+	if wholeWords && !raceEnabled && size <= pageSize { // see beginShort
 		storePlain(&l.end, l.end.Load()+n)
 	} else {
 		l.end.Store(l.end.Load() + n)

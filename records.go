@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
-	"sync"
 )
 
 // Records are the variable-size things of one container: long keys and
@@ -104,7 +103,7 @@ func (x ref) inPieces() bool        { return x&refPieces == refPieces }
 
 type records struct {
 	a   *Arena
-	mu  sync.Mutex
+	mu  mutex
 	off uint64 // of the state, guarded by the container's writer lock
 
 	// fresh, if not nil, is where pages come from, for a container that is

@@ -95,7 +95,7 @@ func (v *version) changing() bool { return v.n.Load()&1 != 0 }
 // in both directions, without a deadlock between unrelated keys. A writer
 // that finds its key in a busy range waits.
 type writerLock struct {
-	mu   sync.Mutex
+	mu   mutex
 	busy []busyRange // guarded by mu; nearly always empty
 	idle *sync.Cond  // signalled when a range leaves busy; made at first use
 }

@@ -441,13 +441,23 @@ func (s *space) touch(p pageNo, lines uint64) {
 	s.touchSlow(p, lines)
 }
 
-// markShort is mark for what lies in one page, nearly always.
-func (s *space) markShort(off uint64, n int) {
-	if in := off & (pageSize - 1); in+uint64(n) <= pageSize {
-		s.touch(pageNo(off>>pageShift), lineMask(int(in), n))
-	} else {
-		s.mark(off, n)
+// markShort is mark for what lies in one line, nearly always.
+func (s *space) markShort(off, n uint64) {
+	line := off >> lineShift
+	if (off+n-1)>>lineShift != line {
+		s.mark(off, int(n))
+		return
 	}
+	p := pageNo(off >> pageShift)
+	t := s.table.Load()
+	if i := p >> s.shift; uint(i) < uint(len(t.lines)) {
+		if l := atomic.LoadPointer(&t.lines[i]); l != nil {
+			if atomic.LoadUint64((*uint64)(unsafe.Add(l, uintptr(p&s.mask)*8)))>>(line&63)&1 != 0 {
+				return
+			}
+		}
+	}
+	s.touchSlow(p, 1<<(line&63))
 }
 
 // mark is touch for any range inside a chunk.

@@ -1,0 +1,74 @@
+package emd
+
+import (
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// TestMutex has goroutines change what a mutex guards, in plain memory.
+func TestMutex(t *testing.T) {
+	const goroutines, rounds = 8, 5000
+	var (
+		m      mutex
+		wg     sync.WaitGroup
+		n, two uint64
+		tried  [goroutines]uint64
+	)
+	for g := range goroutines {
+		wg.Go(func() {
+			for i := range rounds {
+				if i%4 == g%4 {
+					if !m.TryLock() {
+						continue
+					}
+				} else {
+					m.Lock()
+				}
+				n++
+				if i%256 == 0 { // others run while it is held
+					runtime.Gosched()
+				}
+				two += 2
+				tried[g]++
+				m.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	sum := uint64(0)
+	for _, x := range tried {
+		sum += x
+	}
+	require.Equal(t, sum, n)
+	require.Equal(t, 2*sum, two)
+	require.GreaterOrEqual(t, n, uint64(goroutines*rounds*3/4))
+	require.True(t, m.TryLock())
+	require.False(t, m.TryLock())
+	m.Unlock()
+}
+
+// TestMutexWaits holds a mutex for as long as others have time to look, yield and sleep.
+func TestMutexWaits(t *testing.T) {
+	var (
+		m       mutex
+		wg      sync.WaitGroup
+		entered int
+	)
+	m.Lock()
+	for range 4 {
+		wg.Go(func() {
+			m.Lock()
+			defer m.Unlock()
+			entered++
+		})
+	}
+	time.Sleep(20 * time.Millisecond)
+	require.Zero(t, entered)
+	m.Unlock()
+	wg.Wait()
+	require.Equal(t, 4, entered)
+}
