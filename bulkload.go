@@ -84,11 +84,16 @@ func (d *EMDict[K, V]) sortAll(ctx context.Context, seq iter.Seq2[K, V], s *sort
 	b := d.buffers()
 	defer d.pool.Put(b)
 	faults := d.d.a.faults()
+	var pair struct { // in the heap, once
+		k K
+		v V
+	}
 	for k, v := range seq {
 		*n++
 		var key, val []byte
 		if err = ctx.Err(); err == nil {
-			key, val, err = d.encodeEntry(b, &k, &v)
+			pair.k, pair.v = k, v
+			key, val, err = d.encodeEntry(b, &pair.k, &pair.v)
 		}
 		if err == nil {
 			err = s.add(d.d.hash(key), key, val)
@@ -185,14 +190,15 @@ func (l *loader) load() error {
 	for most := min(maxRunBytes, a.limit/8); int64(l.runPages)*2*pageSize <= most && l.runPages*2 <= int(a.alloc.maxRun()); {
 		l.runPages *= 2
 	}
-	var older []*source
+	var old *oldEntries
 	if l.m.total > 0 {
-		older = append(older, l.oldEntries())
+		old = l.oldEntries()
 	}
 	var err error
-	if l.in, err = l.s.sorted(older...); err != nil {
+	if l.in, err = l.s.sorted(old); err != nil {
 		return err
 	}
+	defer l.in.stop()
 	for seg := 0; seg < len(t.segs); {
 		if seg, err = l.batch(t, seg); err != nil {
 			return err
@@ -201,11 +207,18 @@ func (l *loader) load() error {
 	return nil
 }
 
+// oldEntries yields those of the dict that is being loaded in the order of
+// their hashes.
+type oldEntries struct {
+	sortedEntry
+	next func() (bool, error)
+}
+
 // oldEntries returns the entries of the old dict, which is claimed.
-func (l *loader) oldEntries() *source {
+func (l *loader) oldEntries() *oldEntries {
 	c := cursor{d: l.old, last: ^uint64(0)}
 	var some []sortedEntry // of one bucket
-	src := &source{}
+	src := &oldEntries{}
 	src.next = func() (bool, error) {
 		for len(some) == 0 {
 			if !c.fill() {
@@ -420,7 +433,7 @@ func (l *loader) overfull() bool {
 // pull reads until the window has n entries.
 func (l *loader) pull(n int) error {
 	for len(l.items) < n && !l.ended {
-		e, err := l.in.next()
+		e, err := l.in.pull()
 		if err != nil {
 			return err
 		}
@@ -721,13 +734,13 @@ func (l *loader) place() (err error) {
 		left -= n
 	}
 	for i := range l.pages {
-		b := l.pages[i] // a copy: the place may not last
+		no := l.nos[before+i]
+		a.space.touch(no, allLines)
+		b := (*bucket)(a.space.page(no))
+		*b = l.pages[i]
 		if next := b.next(); next != 0 {
 			b.setNext(l.nos[before+int(next)-1])
 		}
-		no := l.nos[before+i]
-		a.space.touch(no, allLines)
-		*a.space.page(no) = page(b)
 	}
 	for _, r := range runs {
 		if r.n%unitPages == 0 {

@@ -2,23 +2,21 @@ package emd
 
 import (
 	"cmp"
-	"container/heap"
 	"encoding/binary"
 	"errors"
-	"io"
-	"io/fs"
+	"iter"
 	"math/bits"
-	"os"
 	"slices"
-	"strconv"
 	"unsafe"
 )
 
 // A sorter brings any number of entries of a dict into the order of their
-// hashes with bounded memory: it gathers them in a buffer, and writes the buffer as
-// a sorted run to a scratch file when it is full. Merging the runs gives all
-// of them in order; where there would be too many, some are merged to a longer
-// one first. What fits in the buffer needs no file.
+// hashes with bounded memory: it deals them out to parts by the upper bits of their
+// hashes (a distribution sort: Knuth, The Art of Computer Programming 3, 5.2.5).
+// What a part has no room for goes to a scratch file, a block at a time. In the
+// end one part after the other is read and sorted in memory; one that does not
+// fit is dealt out again, by the bits that follow. What fits in memory needs no
+// file.
 //
 // An entry is a record: of a dict of fixed sizes key and value; of others
 //
@@ -27,29 +25,57 @@ import (
 // A far value, of farScratch bytes or more, went to the scratch file by itself:
 // in its place is where, 8 bytes, so that no buffer must hold many of them.
 type sorter struct {
-	a       *Arena
 	d       *dict
-	limit   int // of memory, in bytes
-	buf     []byte
-	items   []sortItem   // records of buf, in the order of add
-	spare   []sortItem   // for sort
+	all     *dealing
 	scratch *scratchFile // nil until it is needed
-	runs    []sortedRun
+	block   []byte       // of the scratch file, while it is dealt out again
+	part    sortedPart
 
 	count int64 // entries added
 	bytes int64 // that they take in buckets, about
 }
 
-type sortItem struct {
-	hash      uint64
-	off, size uint32 // of the record in buf
+// A dealing has entries whose hashes begin with the same skip bits in parts that
+// the next bits tell.
+type dealing struct {
+	s     *sorter
+	skip  int
+	shift int
+	parts []sortPart
+
+	memory  int  // bytes
+	room    int  // of that each part may take; a longer record is there alone
+	spilled bool // some is in the scratch file
 }
 
-// A sortedRun is a part of the scratch file. Runs are in the order of their
-// age, and levels do not rise.
-type sortedRun struct {
-	off, size int64
-	level     int // how often its entries were merged
+// A sortPart has the records of some hashes, in the order in which they were
+// added: those in blocks of the scratch file, then those in buf.
+type sortPart struct {
+	buf    []byte
+	blocks []sortBlock
+	size   int64 // of all
+	count  int64
+	hash   uint64 // of one of them
+	differ uint64 // the bits in which others are different
+}
+
+type sortBlock struct {
+	off  int64
+	size int
+}
+
+// A sortedPart has the entries of a part in order: of equal hashes the ones
+// that were added first come first, of equal keys there is only the last.
+type sortedPart struct {
+	buf    []byte
+	items  []sortItem
+	loaded []byte     // the memory of buf, if it was in blocks
+	spare  []sortItem // for sort
+}
+
+type sortItem struct {
+	hash uint64
+	off  int // of the record in buf
 }
 
 const (
@@ -57,15 +83,24 @@ const (
 	minSortMemory = 128 << 10
 	sortItemSize  = 16
 	farScratch    = 64 << 10 // bytes
-	maxFanIn      = 256
-	minFanIn      = 4
-	fanInMemory   = 256 << 10 // for each run of a merge, in memory of maxSortMemory
-	scratchBlock  = 1 << 20
+	minParts      = 4
+	maxParts      = 256
+	minPartRoom   = 64 << 10 // if there are more than minParts
 )
 
 func newSorter(d *dict) *sorter {
-	limit := min(max(d.a.limit/4, minSortMemory), maxSortMemory)
-	return &sorter{a: d.a, d: d, limit: int(limit)}
+	s := &sorter{d: d}
+	s.all = s.deal(int(min(max(d.a.limit/4, minSortMemory), maxSortMemory)), 0)
+	return s
+}
+
+// deal begins a dealing that takes about that much memory.
+func (s *sorter) deal(memory, skip int) *dealing {
+	parts := minParts
+	for parts < maxParts && memory/(2*parts) >= minPartRoom {
+		parts *= 2
+	}
+	return &dealing{s: s, skip: skip, shift: 65 - bits.Len(uint(parts)), memory: memory, room: memory / parts, parts: make([]sortPart, parts)}
 }
 
 func (s *sorter) close() error {
@@ -79,212 +114,284 @@ func (s *sorter) close() error {
 
 // add adds an entry, which it copies. Of equal keys the one added last counts.
 func (s *sorter) add(hash uint64, key, val []byte) error {
-	if len(s.buf)+len(key)+min(len(val), farScratch)+2*binary.MaxVarintLen32+2*sortItemSize*(len(s.items)+1) > s.limit && len(s.items) > 0 {
-		if err := s.spill(); err != nil {
+	s.count++
+	l := s.d.layout
+	if l.kind != layoutSlotted {
+		s.bytes += int64(l.slot)
+		p, err := s.all.part(hash, l.slot)
+		if err == nil {
+			p.buf = append(append(p.buf, key...), val...)
+		}
+		return err
+	}
+	s.bytes += int64(l.form(len(key), len(val)).size) + 4
+	size := uint64(len(val)) << 1
+	if len(val) >= farScratch {
+		f, err := s.openScratch()
+		if err != nil {
+			return err
+		}
+		off, err := f.append(val)
+		if err != nil {
+			return err
+		}
+		size |= 1
+		val = binary.LittleEndian.AppendUint64(nil, uint64(off))
+	}
+	p, err := s.all.part(hash, uvarintLen(uint64(len(key)))+uvarintLen(size)+len(key)+len(val))
+	if err == nil {
+		p.buf = binary.AppendUvarint(p.buf, uint64(len(key)))
+		p.buf = binary.AppendUvarint(p.buf, size)
+		p.buf = append(append(p.buf, key...), val...)
+	}
+	return err
+}
+
+func uvarintLen(x uint64) int { return (bits.Len64(x|1) + 6) / 7 }
+
+// part returns the part for a hash, with room for a record of n bytes, which the
+// caller appends to its buf.
+func (v *dealing) part(hash uint64, n int) (*sortPart, error) {
+	p := &v.parts[hash<<(v.skip&63)>>(v.shift&63)]
+	if len(p.buf)+n > cap(p.buf) {
+		if err := v.makeRoom(p, n); err != nil {
+			return nil, err
+		}
+	}
+	if p.count == 0 {
+		p.hash = hash
+	}
+	p.differ |= hash ^ p.hash
+	p.count++
+	p.size += int64(n)
+	return p, nil
+}
+
+func (v *dealing) makeRoom(p *sortPart, n int) error {
+	if len(p.buf)+n > v.room {
+		if err := v.spill(p); err != nil {
 			return err
 		}
 	}
-	s.count++
-	start := len(s.buf)
-	if l := s.d.layout; l.kind != layoutSlotted {
-		s.bytes += int64(l.slot)
-	} else {
-		s.bytes += int64(l.form(len(key), len(val)).size) + 4
-		far := uint64(0)
-		var place [8]byte
-		size := len(val)
-		if size >= farScratch {
-			off, err := s.addFar(val)
-			if err != nil {
-				return err
-			}
-			far = 1
-			binary.LittleEndian.PutUint64(place[:], uint64(off))
-			val = place[:]
-		}
-		s.buf = binary.AppendUvarint(s.buf, uint64(len(key)))
-		s.buf = binary.AppendUvarint(s.buf, uint64(size)<<1|far)
+	if need := len(p.buf) + n; need > cap(p.buf) {
+		p.buf = append(make([]byte, 0, max(need, min(4*need, v.room))), p.buf...)
 	}
-	s.buf = append(s.buf, key...)
-	s.buf = append(s.buf, val...)
-	s.items = append(s.items, sortItem{hash, uint32(start), uint32(len(s.buf) - start)})
 	return nil
 }
 
-func (s *sorter) addFar(val []byte) (off int64, err error) {
-	f, err := s.openScratch()
-	if err != nil {
-		return 0, err
+func (v *dealing) spill(p *sortPart) error {
+	if len(p.buf) == 0 {
+		return nil
 	}
-	off = f.size
-	return off, f.append(val)
+	f, err := v.s.openScratch()
+	if err != nil {
+		return err
+	}
+	off, err := f.append(p.buf)
+	if err != nil {
+		return err
+	}
+	p.blocks = append(p.blocks, sortBlock{off, len(p.buf)})
+	p.buf = p.buf[:0]
+	v.spilled = true
+	return nil
 }
 
-// sort puts the items in order, and leaves out those whose key comes again.
-func (s *sorter) sort() {
-	n := len(s.items)
-	// Hashes are distributed evenly, so one pass over their upper bits leaves
-	// a few items to a part.
-	shift := 64 - max(1, bits.Len(uint(n/8)))
-	starts := make([]uint32, 1<<(64-shift)+1)
-	for i := range s.items {
-		starts[s.items[i].hash>>shift+1]++
+// spillAll leaves no records in memory, if some are in the scratch file anyway.
+func (v *dealing) spillAll() error {
+	for i := range v.parts {
+		if p := &v.parts[i]; v.spilled {
+			if err := v.spill(p); err != nil {
+				return err
+			}
+			p.buf = nil
+		}
 	}
-	for i := 1; i < len(starts); i++ {
-		starts[i] += starts[i-1]
+	return nil
+}
+
+// sorted yields all entries, a part at a time, whose memory is good until the next.
+// What was added is gone then.
+func (v *dealing) sorted(yield func(*sortedPart, error) bool) bool {
+	if err := v.spillAll(); err != nil {
+		return yield(nil, err)
 	}
-	s.spare = slices.Grow(s.spare[:0], n)[:n]
-	for i := range s.items {
-		at := &starts[s.items[i].hash>>shift]
-		s.spare[*at] = s.items[i]
+	for i := range v.parts {
+		p := v.parts[i]
+		if v.parts[i] = (sortPart{}); p.count == 0 {
+			continue
+		}
+		if p.differ == 0 || p.size+2*sortItemSize*p.count <= int64(v.memory) {
+			if !yield(v.s.sortPart(&p)) {
+				return false
+			}
+			continue
+		}
+		again := v.s.deal(v.memory, bits.LeadingZeros64(p.differ))
+		if err := again.dealOut(&p); err != nil {
+			return yield(nil, err)
+		}
+		if !again.sorted(yield) {
+			return false
+		}
+	}
+	return true
+}
+
+// dealOut adds the records of a part of another dealing.
+func (v *dealing) dealOut(p *sortPart) (err error) {
+	s := v.s
+	for _, b := range p.blocks {
+		if s.block, err = s.scratch.read(s.block, b.off, b.size); err != nil {
+			return err
+		}
+		if err := v.dealOutBlock(s.block); err != nil {
+			return err
+		}
+		_ = s.scratch.f.Punch(b.off, int64(b.size)) // a courtesy to the disk
+	}
+	return v.dealOutBlock(p.buf)
+}
+
+func (v *dealing) dealOutBlock(b []byte) error {
+	var e sortedEntry
+	for len(b) > 0 {
+		n, err := e.parse(v.s.d, b)
+		if err != nil {
+			return err
+		}
+		to, err := v.part(v.s.d.hash(e.key), n)
+		if err != nil {
+			return err
+		}
+		to.buf = append(to.buf, b[:n]...)
+		b = b[n:]
+	}
+	return nil
+}
+
+// sortPart brings a part into memory and into order.
+func (s *sorter) sortPart(p *sortPart) (*sortedPart, error) {
+	t := &s.part
+	if t.buf = p.buf; len(p.blocks) > 0 {
+		t.loaded = slices.Grow(t.loaded[:0], int(p.size))
+		for _, b := range p.blocks {
+			n := len(t.loaded)
+			t.loaded = t.loaded[:n+b.size]
+			if err := readScratch(s.scratch.f, t.loaded[n:], b.off); err != nil {
+				return nil, err
+			}
+		}
+		t.loaded = append(t.loaded, p.buf...)
+		t.buf = t.loaded
+	}
+	t.items = slices.Grow(t.items[:0], int(p.count))[:p.count]
+	var e sortedEntry
+	off := 0
+	for i := range t.items {
+		n, err := e.parse(s.d, t.buf[off:])
+		if err != nil {
+			return nil, err
+		}
+		t.items[i] = sortItem{s.d.hash(e.key), off}
+		off += n
+	}
+	if p.differ != 0 {
+		t.sort(bits.LeadingZeros64(p.differ))
+	}
+	return t, t.leaveLast(s.d)
+}
+
+// sort puts items, whose hashes begin with the same skip bits, in order.
+func (t *sortedPart) sort(skip int) {
+	n := len(t.items)
+	// Hashes are distributed evenly, so one pass over their next bits leaves
+	// a few items to a group.
+	shift := 64 - max(1, bits.Len(uint(n/4)))
+	group := func(it sortItem) uint64 { return it.hash << (skip & 63) >> (shift & 63) }
+	ends := make([]uint32, 1<<(64-shift)+1)
+	for _, it := range t.items {
+		ends[group(it)+1]++
+	}
+	for i := 1; i < len(ends); i++ {
+		ends[i] += ends[i-1]
+	}
+	t.spare = slices.Grow(t.spare[:0], n)[:n]
+	for _, it := range t.items { // turns starts into ends
+		at := &ends[group(it)]
+		t.spare[*at] = it
 		*at++
 	}
-	for from := 0; from < n; {
-		to := from + 1
-		for to < n && s.spare[to].hash>>shift == s.spare[from].hash>>shift {
-			to++
-		}
-		if to-from > 1 {
-			slices.SortFunc(s.spare[from:to], func(x, y sortItem) int {
-				return cmp.Or(cmp.Compare(x.hash, y.hash), cmp.Compare(x.off, y.off))
-			})
-		}
+	t.items, t.spare = t.spare, t.items
+	from := uint32(0)
+	for _, to := range ends[:len(ends)-1] {
+		sortByHash(t.items[from:to])
 		from = to
 	}
-	last := s.items[:0]
+}
+
+// sortByHash sorts what nearly always is a few items. It is stable.
+func sortByHash(items []sortItem) {
+	if len(items) > 16 {
+		slices.SortStableFunc(items, func(x, y sortItem) int { return cmp.Compare(x.hash, y.hash) })
+		return
+	}
+	for i := 1; i < len(items); i++ {
+		it := items[i]
+		j := i
+		for ; j > 0 && items[j-1].hash > it.hash; j-- {
+			items[j] = items[j-1]
+		}
+		items[j] = it
+	}
+}
+
+// leaveLast leaves of equal keys the last item only.
+func (t *sortedPart) leaveLast(d *dict) error {
+	last := t.items[:0]
 next:
-	for _, it := range s.spare {
+	for _, it := range t.items {
 		for i := len(last) - 1; i >= 0 && last[i].hash == it.hash; i-- {
-			if string(s.keyOf(last[i])) == string(s.keyOf(it)) {
+			if string(t.key(d, last[i])) == string(t.key(d, it)) {
 				last[i] = it
 				continue next
 			}
 		}
 		last = append(last, it)
 	}
-	s.items = last
+	t.items = last
+	return nil
 }
 
-// record returns the record of item i. They are asked for one by one in
-// order, which is none in the buffer: so it asks for a later one.
-func (s *sorter) record(i int) []byte {
-	const ahead = 16
-	if i+ahead < len(s.items) {
-		prefetch(unsafe.Pointer(&s.buf[s.items[i+ahead].off]))
-	}
-	it := s.items[i]
-	return s.buf[it.off : it.off+it.size]
-}
-
-func (s *sorter) keyOf(it sortItem) []byte {
+func (t *sortedPart) key(d *dict, it sortItem) []byte {
 	var e sortedEntry
-	_, _ = e.parse(s.d, s.buf[it.off:it.off+it.size])
+	_, _ = e.parse(d, t.buf[it.off:]) // which was sound
 	return e.key
 }
 
-// spill writes the buffer as a run.
-func (s *sorter) spill() error {
-	f, err := s.openScratch()
-	if err != nil {
-		return err
+// entry returns entry i. They are asked for one by one in order, which is none
+// in the buffer: so it asks for a later one.
+func (t *sortedPart) entry(d *dict, i int, e *sortedEntry) error {
+	const ahead = 16
+	if i+ahead < len(t.items) {
+		prefetch(unsafe.Pointer(&t.buf[t.items[i+ahead].off]))
 	}
-	s.sort()
-	start := f.size
-	for i := range s.items {
-		if err := f.add(s.record(i)); err != nil {
-			return err
-		}
-	}
-	if err := f.flush(); err != nil {
-		return err
-	}
-	s.buf, s.items = s.buf[:0], s.items[:0]
-	s.runs = append(s.runs, sortedRun{off: start, size: f.size - start})
-	return s.mergeRuns()
+	it := t.items[i]
+	e.hash = it.hash
+	_, err := e.parse(d, t.buf[it.off:])
+	return err
 }
 
-// fanIn is how many runs are merged at a time.
-func (s *sorter) fanIn() int {
-	return min(max(s.limit/fanInMemory, minFanIn), maxFanIn)
-}
-
-// mergeRuns merges the youngest runs as long as there are too many of a level.
-func (s *sorter) mergeRuns() error {
-	for {
-		n, from := s.fanIn(), len(s.runs)
-		last := s.runs[from-1].level
-		for from > 0 && s.runs[from-1].level == last {
-			from--
-		}
-		if len(s.runs)-from < n {
-			return nil
-		}
-		old := s.runs[from:]
-		m, err := s.merge(s.sources(old))
-		if err != nil {
-			return err
-		}
-		start := s.scratch.size
-		for {
-			e, err := m.next()
-			if err != nil {
-				return err
-			}
-			if e == nil {
-				break
-			}
-			if err := s.scratch.add(e.record); err != nil {
-				return err
-			}
-		}
-		if err := s.scratch.flush(); err != nil {
-			return err
-		}
-		for _, r := range old {
-			_ = s.scratch.f.Punch(r.off, r.size) // a courtesy to the disk
-		}
-		s.runs = append(s.runs[:from], sortedRun{off: start, size: s.scratch.size - start, level: last + 1})
+func (s *sorter) openScratch() (f *scratchFile, err error) {
+	if s.scratch == nil {
+		s.scratch, err = s.d.a.openScratch()
 	}
-}
-
-// sources returns readers of runs.
-func (s *sorter) sources(runs []sortedRun) (all []*source) {
-	size := max(s.limit/2/max(1, len(runs)), pageSize)
-	for _, r := range runs {
-		in := &runReader{f: s.scratch.f, at: r.off, end: r.off + r.size, buf: make([]byte, 0, min(int64(size), r.size))}
-		src := &source{}
-		src.next = func() (bool, error) { return in.next(s.d, &src.sortedEntry) }
-		all = append(all, src)
-	}
-	return all
-}
-
-// sorted returns all entries in order, behind those of the older sources.
-func (s *sorter) sorted(older ...*source) (*merger, error) {
-	all := append(older, s.sources(s.runs)...)
-	if len(s.items) > 0 {
-		s.sort()
-		i := 0
-		src := &source{}
-		src.next = func() (bool, error) {
-			if i == len(s.items) {
-				return false, nil
-			}
-			src.hash = s.items[i].hash
-			_, err := src.parse(s.d, s.record(i))
-			i++
-			return true, err
-		}
-		all = append(all, src)
-	}
-	s.spare = nil
-	return s.merge(all)
+	return s.scratch, err
 }
 
 // A sortedEntry is one of a sorter. Its memory is good until the next.
 type sortedEntry struct {
 	hash     uint64
-	record   []byte
 	key, val []byte
 	how      valPlace
 	valSize  int // where val is not the value
@@ -301,23 +408,19 @@ const (
 
 var errScratch = errors.New("scratch file was changed by somebody else")
 
-// parse takes the entry apart that b begins with, and returns the bytes of b
-// that are wanted: more than there are, if the entry is longer. It leaves the hash alone.
+// parse takes the entry apart that b begins with, and returns its size. It
+// leaves the hash alone.
 func (e *sortedEntry) parse(d *dict, b []byte) (size int, err error) {
-	l := d.layout
-	if l.kind != layoutSlotted {
-		if len(b) >= l.slot {
-			e.record = b[:l.slot]
-			e.key, e.val = b[:l.keySize:l.keySize], b[l.keySize:l.slot]
+	if l := d.layout; l.kind != layoutSlotted {
+		if len(b) < l.slot {
+			return 0, errScratch
 		}
+		e.key, e.val = b[:l.keySize:l.keySize], b[l.keySize:l.slot]
 		return l.slot, nil
 	}
 	keySize, n := binary.Uvarint(b)
 	valSize, m := binary.Uvarint(b[max(0, n):])
-	if n <= 0 || m <= 0 {
-		return min(len(b)+1, 2*binary.MaxVarintLen64), nil
-	}
-	if keySize > maxKeySize || valSize>>1 > maxValueSize {
+	if n <= 0 || m <= 0 || keySize > maxKeySize || valSize>>1 > maxValueSize {
 		return 0, errScratch
 	}
 	e.how, e.valSize = valHere, int(valSize>>1)
@@ -326,236 +429,82 @@ func (e *sortedEntry) parse(d *dict, b []byte) (size int, err error) {
 		e.how, stored = valScratch, 8
 	}
 	start := n + m
-	size = start + int(keySize) + stored
-	if size <= len(b) {
-		e.record = b[:size]
-		e.key, e.val = b[start:start+int(keySize):start+int(keySize)], b[start+int(keySize):size]
+	if size = start + int(keySize) + stored; size > len(b) {
+		return 0, errScratch
 	}
+	e.key, e.val = b[start:start+int(keySize):start+int(keySize)], b[start+int(keySize):size]
 	return size, nil
 }
 
-// A source yields entries in the order of their hashes; of equal ones, the
-// older first.
-type source struct {
-	sortedEntry
-	age  int
-	next func() (bool, error)
-}
-
-// A merger yields the entries of several sources in the order of their hashes;
-// of equal ones, those of the older source first.
+// A merger yields the entries of a load in the order of their hashes; of equal
+// ones, those of the old dict first.
 type merger struct {
-	heap sourceHeap
-	last *source // whose entry next returned
+	d    *dict
+	old  *oldEntries // nil if there are none, or no more
+	next func() (*sortedPart, error, bool)
+	stop func()
+
+	part  *sortedPart // nil if there are no more
+	at    int         // the next in part
+	entry sortedEntry
+	last  *sortedEntry // that next returned
 }
 
-func (s *sorter) merge(all []*source) (*merger, error) {
-	m := &merger{}
-	for age, src := range all {
-		src.age = age
-		ok, err := src.next()
-		if err != nil {
-			return nil, err
-		}
-		if ok {
-			m.heap = append(m.heap, src)
-		}
+// sorted returns all entries in order, together with those of an old dict,
+// unless that is nil. The caller ends with stop.
+func (s *sorter) sorted(old *oldEntries) (*merger, error) {
+	m := &merger{d: s.d, old: old}
+	m.next, m.stop = iter.Pull2(func(yield func(*sortedPart, error) bool) { s.all.sorted(yield) })
+	err := m.step()
+	if err == nil && old != nil {
+		err = m.stepOld()
 	}
-	heap.Init(&m.heap)
+	if err != nil {
+		m.stop()
+		return nil, err
+	}
 	return m, nil
 }
 
-// next returns the next entry, nil at the end.
-func (m *merger) next() (*sortedEntry, error) {
-	if m.last != nil {
-		ok, err := m.last.next()
-		switch {
-		case err != nil:
-			return nil, err
-		case ok:
-			heap.Fix(&m.heap, 0)
-		default:
-			heap.Pop(&m.heap)
-		}
-		m.last = nil
-	}
-	if len(m.heap) == 0 {
-		return nil, nil
-	}
-	m.last = m.heap[0]
-	return &m.last.sortedEntry, nil
-}
-
-type sourceHeap []*source
-
-func (h sourceHeap) Len() int { return len(h) }
-func (h sourceHeap) Less(i, j int) bool {
-	return h[i].hash < h[j].hash || h[i].hash == h[j].hash && h[i].age < h[j].age
-}
-func (h sourceHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
-func (h *sourceHeap) Push(x any)   { *h = append(*h, x.(*source)) }
-func (h *sourceHeap) Pop() any {
-	last := (*h)[len(*h)-1]
-	*h = (*h)[:len(*h)-1]
-	return last
-}
-
-// A runReader reads a run, buffered.
-type runReader struct {
-	f       file
-	at, end int64 // of what is not in buf yet
-	buf     []byte
-	pos     int
-}
-
-func (r *runReader) next(d *dict, e *sortedEntry) (bool, error) {
-	for {
-		if r.pos == len(r.buf) && r.at == r.end {
-			return false, nil
-		}
-		size, err := e.parse(d, r.buf[r.pos:])
-		if err != nil {
-			return false, err
-		}
-		if size <= len(r.buf)-r.pos {
-			r.pos += size
-			e.hash = d.hash(e.key)
-			return true, nil
-		}
-		if err := r.fill(size); err != nil {
-			return false, err
-		}
-	}
-}
-
-// fill reads on, so that at least size bytes are in the buffer.
-func (r *runReader) fill(size int) error {
-	rest := copy(r.buf[:cap(r.buf)], r.buf[r.pos:])
-	if size > cap(r.buf) {
-		bigger := make([]byte, size)
-		copy(bigger, r.buf[:rest])
-		r.buf = bigger
-	}
-	r.pos = 0
-	n := min(int64(cap(r.buf)-rest), r.end-r.at)
-	r.buf = r.buf[:rest+int(n)]
-	if err := readWhole(r.f, r.buf[rest:], r.at); err != nil {
-		return err
-	}
-	r.at += n
-	if len(r.buf) < size {
-		return errScratch
-	}
-	return nil
-}
-
-// A scratchFile takes what a bulk load, or the sorting of a list, has no memory for. Its name, the
-// arena's with an ending and a number, is removed as soon as it is open, so that
-// the file goes with the process, however that ends. Where an open file
-// keeps its name (Windows), Open removes what a crash has left.
-type scratchFile struct {
-	a      *Arena
-	f      file
-	number int
-	named  bool
-	size   int64
-	buf    []byte // to be written at the end
-}
-
-func scratchPath(path string, number int) string { return path + "-load" + strconv.Itoa(number) }
-
-func (s *sorter) openScratch() (*scratchFile, error) {
-	if s.scratch != nil {
-		return s.scratch, nil
-	}
-	f, err := s.a.openScratch(min(scratchBlock, s.limit/4))
-	s.scratch = f
-	return f, err
-}
-
-// openScratch makes a scratch file that writes blocks of a size.
-func (a *Arena) openScratch(block int) (*scratchFile, error) {
-	a.openMu.Lock()
-	defer a.openMu.Unlock()
-	number := 0
-	for slices.Contains(a.scratches, number) {
-		number++
-	}
-	path := scratchPath(a.path, number)
-	if err := a.fs.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	f, err := a.fs.Open(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, a.opts.Mode)
-	if err != nil {
-		return nil, asFull(err)
-	}
-	a.scratches = append(a.scratches, number)
-	return &scratchFile{a: a, f: f, number: number, named: a.fs.Remove(path) != nil, buf: make([]byte, 0, block)}, nil
-}
-
-func (f *scratchFile) close() error {
-	err := f.f.Close()
-	a := f.a
-	a.openMu.Lock()
-	defer a.openMu.Unlock()
-	if f.named {
-		err = errors.Join(err, a.fs.Remove(scratchPath(a.path, f.number)))
-	}
-	a.scratches = slices.DeleteFunc(a.scratches, func(n int) bool { return n == f.number })
-	return err
-}
-
-// append writes b at the end.
-func (f *scratchFile) append(b []byte) error {
-	if _, err := f.f.WriteAt(b, f.size); err != nil {
-		return asFull(err)
-	}
-	f.size += int64(len(b))
-	return nil
-}
-
-// add is append, later: see flush.
-func (f *scratchFile) add(b []byte) error {
-	if len(f.buf)+len(b) > cap(f.buf) {
-		if err := f.flush(); err != nil {
+// step goes to the next entry that was added.
+func (m *merger) step() error {
+	for m.part == nil || m.at == len(m.part.items) {
+		part, err, ok := m.next()
+		if m.part, m.at = part, 0; !ok || err != nil {
+			m.part = nil
 			return err
 		}
-		if len(b) > cap(f.buf) {
-			return f.append(b)
-		}
 	}
-	f.buf = append(f.buf, b...)
-	return nil
+	m.at++
+	return m.part.entry(m.d, m.at-1, &m.entry)
 }
 
-func (f *scratchFile) flush() error {
-	err := f.append(f.buf)
-	f.buf = f.buf[:0]
+func (m *merger) stepOld() error {
+	ok, err := m.old.next()
+	if !ok {
+		m.old = nil
+	}
 	return err
 }
 
-// read returns the size bytes at off, in buf if that has the room.
-func (f *scratchFile) read(buf []byte, off int64, size int) ([]byte, error) {
-	buf = slices.Grow(buf[:0], size)[:size]
-	err := readWhole(f.f, buf, off)
-	if errors.Is(err, io.ErrUnexpectedEOF) {
-		err = errScratch
+// pull returns the next entry, nil at the end. Its memory is good until the next.
+func (m *merger) pull() (e *sortedEntry, err error) {
+	switch {
+	case m.last == nil:
+	case m.last == &m.entry:
+		err = m.step()
+	default:
+		err = m.stepOld()
 	}
-	return buf, err
-}
-
-// removeScratches removes what bulk loads had to leave at a crash. The caller has
-// the file locked, so that none is at work.
-func (a *Arena) removeScratches() {
-	const most = 8 // of which some may be missing
-	for i := 0; ; i++ {
-		err := a.fs.Remove(scratchPath(a.path, i))
-		switch {
-		case errors.Is(err, fs.ErrNotExist) && i >= most:
-			return
-		case err != nil && !errors.Is(err, fs.ErrNotExist):
-			a.logger().Warn("left-over scratch file", "path", scratchPath(a.path, i), "err", err)
-			return
-		}
+	switch {
+	case err != nil:
+		return nil, err
+	case m.old != nil && (m.part == nil || m.old.hash <= m.entry.hash):
+		m.last = &m.old.sortedEntry
+	case m.part != nil:
+		m.last = &m.entry
+	default:
+		m.last = nil
 	}
+	return m.last, nil
 }

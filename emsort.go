@@ -123,7 +123,7 @@ func (s *sorting[T]) run(n int) error {
 type part struct{ off, end int64 }
 
 // fanIn is how many parts are merged at once.
-func (s *sorting[T]) fanIn() int { return max(minFanIn, min(maxFanIn, s.memory/(64<<10))) }
+func (s *sorting[T]) fanIn() int { return max(4, min(256, s.memory/(64<<10))) }
 
 // step notes that n more elements are sorted or merged.
 func (s *sorting[T]) step(n int) error {
@@ -220,12 +220,11 @@ func (s *sorting[T]) decode(i int, slot []byte) (v T, size int, err error) {
 func (s *sorting[T]) write(slots []byte) (part, error) {
 	if s.scratch == nil {
 		var err error
-		if s.scratch, err = s.e.l.a.openScratch(scratchBlock); err != nil {
+		if s.scratch, err = s.e.l.a.openScratch(); err != nil {
 			return part{}, err
 		}
 	}
-	from := s.scratch.size
-	err := s.scratch.append(slots)
+	from, err := s.scratch.append(slots)
 	return part{from, s.scratch.size}, err
 }
 
@@ -313,7 +312,7 @@ func (s *sorting[T]) beforeEqual(a, b *head[T]) bool {
 }
 
 func (s *sorting[T]) flush(out *[]byte) error {
-	err := s.scratch.append(*out)
+	_, err := s.scratch.append(*out)
 	if err == nil {
 		err = s.step(len(*out) / int(s.e.l.width))
 	}
