@@ -746,10 +746,12 @@ func (l *layout) addSlotted(b *bucket, h uint64, entry []byte) bool {
 // liveBytes returns the bytes of heap that the entries of a slotted bucket
 // need, the rest being garbage.
 func (l *layout) liveBytes(b *bucket) (n int) {
-	for i := l.next(b, 0); i >= 0; i = l.next(b, i+1) {
-		off := entryOff(b, i)
-		if e, ok := l.entry(b, off); ok {
-			n += e.end - off
+	for g := range l.groupsOf(b) {
+		for used := b.word(bucketHeader+g*slotGroup) & highBits; used != 0; used &= used - 1 {
+			off := entryOff(b, g*ctrlGroup+bits.TrailingZeros64(used)/8)
+			if _, _, end, _ := l.parts(b, off); end <= pageSize {
+				n += end - off
+			}
 		}
 	}
 	return n
@@ -909,13 +911,18 @@ func (d *dict) peek(h uint64, key []byte) (val []byte, seg *segment, s uint64, i
 // peekSlotted is find and valueAt in one, for the page of a slotted bucket
 // where key should be.
 func (l *layout) peekSlotted(b *bucket, h uint64, key []byte) (val []byte, is peeked) {
+	prefetch(unsafe.Pointer(&b[lineSize])) // the groups take some, too
+	prefetch(unsafe.Pointer(&b[2*lineSize]))
 	groups := l.groupsOf(b)
 	g := home(h, groups)
 	for range groups {
 		at := bucketHeader + g*slotGroup
 		w := b.word(at)
 		for m := matches(w, fingerprint(h)); m != 0; m &= m - 1 {
-			k, v, end, far := l.parts(b, entryOff(b, g*ctrlGroup+bits.TrailingZeros64(m)/8))
+			off := entryOff(b, g*ctrlGroup+bits.TrailingZeros64(m)/8)
+			prefetch(unsafe.Pointer(&b[(off+lineSize)%pageSize])) // key and value take some lines
+			prefetch(unsafe.Pointer(&b[(off+2*lineSize)%pageSize]))
+			k, v, end, far := l.parts(b, off)
 			switch {
 			case far&keyIsFar != 0:
 				return nil, peekedNothing

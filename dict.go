@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+	"unsafe"
 )
 
 // A dict is the core of an [EMDict], of keys and values that are bytes
@@ -558,6 +559,9 @@ func (d *dict) lockSegment(h uint64, mine bool) (*segmentTable, *segment) {
 	for {
 		t := d.table.Load()
 		seg := t.segment(h)
+		if optimistic { // it comes while the lock is taken
+			d.prefetchPage(seg, h)
+		}
 		if mine {
 			seg.mu.Lock()
 		} else {
@@ -567,6 +571,24 @@ func (d *dict) lockSegment(h uint64, mine bool) (*segmentTable, *segment) {
 			return t, seg
 		}
 		seg.mu.Unlock()
+	}
+}
+
+// prefetchPage asks for the lines that a search for h begins with.
+func (d *dict) prefetchPage(seg *segment, h uint64) {
+	no, same := seg.bucketAt(h, seg.load())
+	if !same || no < slotPages {
+		return
+	}
+	b := d.space.near(no)
+	switch {
+	case b == nil:
+	case d.layout.kind == layoutLines:
+		prefetch(unsafe.Pointer(&b[lineSize+home(h, lineCount)*lineSize]))
+	default: // those with the control bytes, nearly always
+		for line := range 3 {
+			prefetch(unsafe.Pointer(&b[line*lineSize]))
+		}
 	}
 }
 

@@ -716,7 +716,8 @@ func (d *dict) setHeaderDepth(depth uint32) {
 }
 
 // worthMerging says whether to look for a merge after slot i was emptied. The
-// layouts that count entries look now and then below the threshold. Lines
+// layouts that count entries look now and then below the threshold: slotted
+// pages, of which that takes a look at each entry, at powers of two. Lines
 // look when the slot's line and its neighbours are empty: rare above the
 // threshold, frequent below, certain for the last entry.
 func (l *layout) worthMerging(b *bucket, i int) bool {
@@ -736,7 +737,7 @@ func (l *layout) worthMerging(b *bucket, i int) bool {
 		return n == 0 || n&3 == 0 && n < l.slots/mergeFrom
 	default:
 		n := b.count()
-		return n == 0 || n&3 == 0 && l.load(b) < pageSize/mergeFrom
+		return n&(n-1) == 0 && l.load(b) < pageSize/mergeFrom
 	}
 }
 

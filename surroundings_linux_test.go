@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -296,15 +297,36 @@ func TestMemoryLimits(t *testing.T) {
 	}
 }
 
-// childLimited appends until the limit of 400 MiB more than it has now is reached, and rolls back.
+// startThreads has the runtime start some threads, which it keeps: without memory for another one it gives up.
+func startThreads(n int) {
+	var started, done sync.WaitGroup
+	end := make(chan struct{})
+	for range n {
+		started.Add(1)
+		done.Go(func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			started.Done()
+			<-end
+		})
+	}
+	started.Wait()
+	close(end)
+	done.Wait()
+}
+
+// childLimited appends until the limit of 400 MiB more than it has now is reached, and rolls back. The runtime, which must not be refused memory,
+// has some in reserve then.
 func childLimited(args []string) {
 	which, err := strconv.Atoi(args[1])
 	must(err)
-	must(os.WriteFile(args[0]+".probe", nil, 0o600)) // has the runtime start what it needs
+	startThreads(16)
 	var s runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&s)
 	used, err := statusBytes(map[int]string{unix.RLIMIT_AS: "VmSize:", unix.RLIMIT_DATA: "VmData:"}[which])
+	must(err)
+	reserve, err := unix.Mmap(-1, 0, 64<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
 	must(err)
 	limit := used + 400<<20
 	must(unix.Setrlimit(which, &unix.Rlimit{Cur: limit, Max: limit}))
@@ -329,6 +351,7 @@ func childLimited(args []string) {
 	if !errors.Is(err, ErrFull) {
 		must(err)
 	}
+	must(unix.Munmap(reserve))
 	say("full")
 	if l.Len() != n || a.Err() != nil {
 		must(fmt.Errorf("%d elements, not %d: %w", l.Len(), n, a.Err()))
