@@ -30,7 +30,8 @@ import (
 // [EMDict.SetAll].
 //
 // Memory is bounded: what it does not hold goes to a scratch file beside the
-// arena's, of about the size of the pairs, which goes away in every outcome. The
+// arena's, of about the size of the pairs, or some times that where files have no
+// holes, which goes away in every outcome. The
 // arena's file holds the old entries and the new dict until the end.
 //
 // It ends with a commit of the arena, which carries all that is pending. A

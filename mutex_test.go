@@ -11,7 +11,8 @@ import (
 
 // TestMutex has goroutines change what a mutex guards, in plain memory.
 func TestMutex(t *testing.T) {
-	const goroutines, rounds = 8, 5000
+	const goroutines = 8
+	rounds := pick(0, 300_000, 100_000) // enough that they meet
 	var (
 		m      mutex
 		wg     sync.WaitGroup
@@ -28,11 +29,13 @@ func TestMutex(t *testing.T) {
 				} else {
 					m.Lock()
 				}
-				n++
+				n = next(n)
 				if i%256 == 0 { // others run while it is held
 					runtime.Gosched()
 				}
-				two += 2
+				for range 20 { // and come meanwhile
+					two = next(two)
+				}
 				tried[g]++
 				m.Unlock()
 			}
@@ -44,12 +47,17 @@ func TestMutex(t *testing.T) {
 		sum += x
 	}
 	require.Equal(t, sum, n)
-	require.Equal(t, 2*sum, two)
+	require.Equal(t, 20*sum, two)
 	require.GreaterOrEqual(t, n, uint64(goroutines*rounds*3/4))
 	require.True(t, m.TryLock())
 	require.False(t, m.TryLock())
 	m.Unlock()
 }
+
+// next returns n+1, and is not inlined: so its caller loads, waits a little, and stores.
+//
+//go:noinline
+func next(n uint64) uint64 { return n + 1 }
 
 // TestMutexWaits holds a mutex for as long as others have time to look, yield and sleep.
 func TestMutexWaits(t *testing.T) {
