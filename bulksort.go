@@ -199,13 +199,14 @@ func (v *dealing) spill(p *sortPart) error {
 
 // spillAll leaves no records in memory, if some are in the scratch file anyway.
 func (v *dealing) spillAll() error {
+	if !v.spilled {
+		return nil
+	}
 	for i := range v.parts {
-		if p := &v.parts[i]; v.spilled {
-			if err := v.spill(p); err != nil {
-				return err
-			}
-			p.buf = nil
+		if err := v.spill(&v.parts[i]); err != nil {
+			return err
 		}
+		v.parts[i].buf = nil
 	}
 	return nil
 }
@@ -299,7 +300,8 @@ func (s *sorter) sortPart(p *sortPart) (*sortedPart, error) {
 	if p.differ != 0 {
 		t.sort(bits.LeadingZeros64(p.differ))
 	}
-	return t, t.leaveLast(s.d)
+	t.leaveLast(s.d)
+	return t, nil
 }
 
 // sort puts items, whose hashes begin with the same skip bits, in order.
@@ -347,7 +349,7 @@ func sortByHash(items []sortItem) {
 }
 
 // leaveLast leaves of equal keys the last item only.
-func (t *sortedPart) leaveLast(d *dict) error {
+func (t *sortedPart) leaveLast(d *dict) {
 	last := t.items[:0]
 next:
 	for _, it := range t.items {
@@ -360,7 +362,6 @@ next:
 		last = append(last, it)
 	}
 	t.items = last
-	return nil
 }
 
 func (t *sortedPart) key(d *dict, it sortItem) []byte {

@@ -738,8 +738,8 @@ func (l *list) lockSlot(i int) unsafe.Pointer {
 	if first := l.first.Load(); uint64(i) < l.end.Load()-first {
 		t, p := l.table.Load(), first+uint64(i)
 		k, at := t.locate(p)
-		if i := k - t.base; i < uint64(len(t.mem)) {
-			if m := atomic.LoadPointer(&t.mem[i]); m != nil {
+		if x := k - t.base; x < uint64(len(t.mem)) {
+			if m := atomic.LoadPointer(&t.mem[x]); m != nil {
 				at *= t.width
 				l.a.space.markShort(uint64(t.entry(k))<<pageShift+at, t.width)
 				l.beginSlot(p)
