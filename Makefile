@@ -3,7 +3,7 @@
 # make bench   a table of an EMDict beside Go's map; BENCHFLAGS='-n 10000000 -keys low': see BENCHFLAGS=-help
 # make peers   the same with other embedded stores; PEERTAGS=lmdb adds LMDB, if its header and a C compiler are there
 # make gobench the benchmarks of go test, of lists too
-# make check   what a change must pass besides: vet, gofmt, race detector, 32 bits, other systems and processors
+# make check   what a change must pass besides: vet, gofmt, race detector, AddressSanitizer, 32 bits, other systems and processors
 # make qemu QEMUFLAGS='-timeout 2h'   the full suite on other processors
 # make wine WINEFLAGS='-timeout 2h'   the full suite for Windows
 # make wasm    where no files are mapped, and files exchanged with that

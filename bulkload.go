@@ -30,9 +30,9 @@ import (
 // [EMDict.SetAll].
 //
 // Memory is bounded: what it does not hold goes to a scratch file beside the
-// arena's, of about the size of the pairs, or some times that where files have no
-// holes, which goes away in every outcome. The
-// arena's file holds the old entries and the new dict until the end.
+// arena's, of about the size of the pairs (some times that where files have no
+// holes), which goes away in every outcome. The arena's file holds the old entries
+// and the new dict until the end.
 //
 // It ends with a commit of the arena, which carries all that is pending. A
 // crash before that leaves the dict as it was. So do an error, a panic of seq, a full
@@ -63,7 +63,7 @@ func (d *EMDict[K, V]) bulkLoad(ctx context.Context, seq iter.Seq2[K, V]) (n int
 	if err := errors.Join(d.d.writable(), ctx.Err()); err != nil {
 		return 0, err
 	}
-	s := newSorter(d.d)
+	s := newSorter(ctx, d.d)
 	defer func() { err = errors.Join(err, s.close()) }() // also after a panic of seq
 	if err := d.sortAll(ctx, seq, s, &n); err != nil || n == 0 {
 		return n, err
@@ -201,6 +201,9 @@ func (l *loader) load() error {
 	}
 	defer l.in.stop()
 	for seg := 0; seg < len(t.segs); {
+		if err := l.in.prepare(); err != nil {
+			return err
+		}
 		if seg, err = l.batch(t, seg); err != nil {
 			return err
 		}
@@ -312,8 +315,9 @@ func (l *loader) room(cost int64) error {
 	return nil
 }
 
-// batch writes the segments from seg on until it has written enough, and
-// returns the next one.
+// batch writes the segments from seg on until it has written enough, or has come
+// to the last part that the sorter has in memory, and returns the next one. It has
+// the turn, and others wait for that.
 func (l *loader) batch(t *segmentTable, seg int) (next int, err error) {
 	a := l.m.a
 	a.turn.Lock()
@@ -328,7 +332,7 @@ func (l *loader) batch(t *segmentTable, seg int) (next int, err error) {
 	}()
 	enough := min(batchBytes, a.limit/2) >> pageShift
 	var ends []int // of the leaves of each segment
-	for next = seg; next < len(t.segs) && int64(len(l.nos)+len(l.pages)) < enough; next++ {
+	for next = seg; next < len(t.segs) && int64(len(l.nos)+len(l.pages)) < enough && (next == seg || l.in.prepared()); next++ {
 		if err := l.segment(t, uint64(next)); err != nil {
 			return seg, err
 		}

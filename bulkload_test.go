@@ -587,6 +587,67 @@ func TestBulkLoadScratchNamed(t *testing.T) {
 	require.NoError(t, a.Close())
 }
 
+// TestBulkLoadTurn deals parts out again, which may take long: others may commit meanwhile, and it can be cancelled.
+func TestBulkLoadTurn(t *testing.T) {
+	var a *Arena
+	dealt, cancelAt := 0, 0
+	ctx, cancel := context.WithCancel(t.Context())
+	disk := scratchPunches{punched: func() {
+		dealt++
+		require.True(t, a.turn.TryLock(), "block %d: the load has the turn", dealt)
+		a.turn.Unlock()
+		if dealt == cancelAt {
+			cancel()
+		}
+	}}
+	disk.heap = raceEnabled
+	a, err := openWith(filepath.Join(tempDir(t), "a.emd"), &Options{NoSync: true}, internalOptions{fs: disk, dirtyLimit: 512 << 10})
+	require.NoError(t, err)
+	d, err := Dict[uint64, uint64](a, "dict", nil)
+	require.NoError(t, err)
+	const n = 300_000
+	pairs := func(yield func(uint64, uint64) bool) {
+		for i := uint64(1); i <= n && yield(i, i); i++ {
+		}
+	}
+	_, err = d.BulkLoad(t.Context(), pairs)
+	require.NoError(t, err)
+	require.Equal(t, n, d.Len())
+	require.Greater(t, dealt, n*16/minSortMemory)
+	require.NoError(t, a.verify())
+
+	cancelAt = dealt + 3
+	_, err = d.BulkLoad(ctx, pairs)
+	require.ErrorIs(t, err, context.Canceled)
+	require.Equal(t, cancelAt, dealt)
+	require.NoError(t, a.verify())
+	require.NoError(t, a.Close())
+}
+
+// scratchPunches tells when a block of a scratch file was dealt out again.
+type scratchPunches struct {
+	osFS
+	punched func()
+}
+
+func (s scratchPunches) Open(path string, flag int, mode fs.FileMode) (file, error) {
+	f, err := s.osFS.Open(path, flag, mode)
+	if err != nil || !strings.Contains(path, "-load") {
+		return f, err
+	}
+	return toldPunches{f, s.punched}, nil
+}
+
+type toldPunches struct {
+	file
+	punched func()
+}
+
+func (f toldPunches) Punch(off, n int64) error {
+	f.punched()
+	return f.file.Punch(off, n)
+}
+
 // A stubbornDisk does not remove open scratch files, like Windows.
 type stubbornDisk struct {
 	*simDisk

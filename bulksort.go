@@ -2,6 +2,7 @@ package emd
 
 import (
 	"cmp"
+	"context"
 	"encoding/binary"
 	"errors"
 	"iter"
@@ -25,11 +26,13 @@ import (
 // A far value, of farScratch bytes or more, went to the scratch file by itself:
 // in its place is where, 8 bytes, so that no buffer must hold many of them.
 type sorter struct {
+	ctx     context.Context
 	d       *dict
 	all     *dealing
 	scratch *scratchFile // nil until it is needed
 	block   []byte       // of the scratch file, while it is dealt out again
-	part    sortedPart
+	parts   [2]sortedPart
+	last    int // the one of parts that was yielded last
 
 	count int64 // entries added
 	bytes int64 // that they take in buckets, about
@@ -86,10 +89,11 @@ const (
 	minParts      = 4
 	maxParts      = 256
 	minPartRoom   = 64 << 10 // if there are more than minParts
+	quickPart     = 4 << 20  // bytes of a part in the scratch file that is there in a few milliseconds
 )
 
-func newSorter(d *dict) *sorter {
-	s := &sorter{d: d}
+func newSorter(ctx context.Context, d *dict) *sorter {
+	s := &sorter{ctx: ctx, d: d}
 	s.all = s.deal(int(min(max(d.a.limit/4, minSortMemory), maxSortMemory)), 0)
 	return s
 }
@@ -211,8 +215,9 @@ func (v *dealing) spillAll() error {
 	return nil
 }
 
-// sorted yields all entries, a part at a time, whose memory is good until the next.
-// What was added is gone then.
+// sorted yields all entries, a part at a time, whose memory is good until the one
+// after the next. What was added is gone then. Before what takes a while it
+// yields nil.
 func (v *dealing) sorted(yield func(*sortedPart, error) bool) bool {
 	if err := v.spillAll(); err != nil {
 		return yield(nil, err)
@@ -222,8 +227,12 @@ func (v *dealing) sorted(yield func(*sortedPart, error) bool) bool {
 		if v.parts[i] = (sortPart{}); p.count == 0 {
 			continue
 		}
-		if p.differ == 0 || p.size+2*sortItemSize*p.count <= int64(v.memory) {
-			if !yield(v.s.sortPart(&p)) {
+		fits := p.differ == 0 || p.size+2*sortItemSize*p.count <= int64(v.memory/2)
+		if (!fits || len(p.blocks) > 0 && p.size > quickPart) && !yield(nil, nil) {
+			return false
+		}
+		if fits {
+			if !yield(v.s.sort(&p)) {
 				return false
 			}
 			continue
@@ -243,6 +252,9 @@ func (v *dealing) sorted(yield func(*sortedPart, error) bool) bool {
 func (v *dealing) dealOut(p *sortPart) (err error) {
 	s := v.s
 	for _, b := range p.blocks {
+		if err := s.ctx.Err(); err != nil {
+			return err
+		}
 		if s.block, err = s.scratch.read(s.block, b.off, b.size); err != nil {
 			return err
 		}
@@ -271,9 +283,10 @@ func (v *dealing) dealOutBlock(b []byte) error {
 	return nil
 }
 
-// sortPart brings a part into memory and into order.
-func (s *sorter) sortPart(p *sortPart) (*sortedPart, error) {
-	t := &s.part
+// sort brings a part into memory and into order.
+func (s *sorter) sort(p *sortPart) (*sortedPart, error) {
+	s.last = 1 - s.last
+	t := &s.parts[s.last]
 	if t.buf = p.buf; len(p.blocks) > 0 {
 		t.loaded = slices.Grow(t.loaded[:0], int(p.size))
 		for _, b := range p.blocks {
@@ -372,15 +385,14 @@ func (t *sortedPart) key(d *dict, it sortItem) []byte {
 
 // entry returns entry i. They are asked for one by one in order, which is none
 // in the buffer: so it asks for a later one.
-func (t *sortedPart) entry(d *dict, i int, e *sortedEntry) error {
+func (t *sortedPart) entry(d *dict, i int, e *sortedEntry) {
 	const ahead = 16
 	if i+ahead < len(t.items) {
 		prefetch(unsafe.Pointer(&t.buf[t.items[i+ahead].off]))
 	}
 	it := t.items[i]
 	e.hash = it.hash
-	_, err := e.parse(d, t.buf[it.off:])
-	return err
+	_, _ = e.parse(d, t.buf[it.off:]) // which was sound
 }
 
 func (s *sorter) openScratch() (f *scratchFile, err error) {
@@ -447,8 +459,10 @@ type merger struct {
 
 	part  *sortedPart // nil if there are no more
 	at    int         // the next in part
+	ahead *sortedPart // the part after it, if that is in memory
+	ended bool        // there is none
 	entry sortedEntry
-	last  *sortedEntry // that next returned
+	last  *sortedEntry // that pull returned
 }
 
 // sorted returns all entries in order, together with those of an old dict,
@@ -467,17 +481,46 @@ func (s *sorter) sorted(old *oldEntries) (*merger, error) {
 	return m, nil
 }
 
-// step goes to the next entry that was added.
-func (m *merger) step() error {
-	for m.part == nil || m.at == len(m.part.items) {
-		part, err, ok := m.next()
-		if m.part, m.at = part, 0; !ok || err != nil {
-			m.part = nil
+// prepare brings the part after this one into memory, however long that takes.
+func (m *merger) prepare() error {
+	for !m.prepared() {
+		if err := m.lookAhead(); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// lookAhead does so if that does not take long.
+func (m *merger) lookAhead() error {
+	part, err, ok := m.next()
+	if err != nil {
+		return err
+	}
+	m.ahead, m.ended = part, !ok
+	return nil
+}
+
+// prepared says that the part after this one is in memory, or that there is none.
+func (m *merger) prepared() bool { return m.ahead != nil || m.ended }
+
+// step goes to the next entry that was added.
+func (m *merger) step() error {
+	if m.part == nil || m.at == len(m.part.items) {
+		if err := m.prepare(); err != nil {
+			return err
+		}
+		m.part, m.at, m.ahead = m.ahead, 0, nil
+		if m.part == nil {
+			return nil
+		}
+		if err := m.lookAhead(); err != nil {
+			return err
+		}
+	}
+	m.part.entry(m.d, m.at, &m.entry)
 	m.at++
-	return m.part.entry(m.d, m.at-1, &m.entry)
+	return nil
 }
 
 func (m *merger) stepOld() error {

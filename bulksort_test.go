@@ -41,7 +41,7 @@ func testSorter[K comparable, V any](t *testing.T, seed, mask uint64, memory, n,
 	d, err := Dict[K, V](a, "dict", nil)
 	require.NoError(t, err)
 	d.d.hashMask = mask
-	s := newSorter(d.d)
+	s := newSorter(t.Context(), d.d)
 	s.all = s.deal(memory, 0)
 	defer func() { require.NoError(t, s.close()) }()
 
@@ -72,13 +72,16 @@ func testSorter[K comparable, V any](t *testing.T, seed, mask uint64, memory, n,
 	before := uint64(0)
 	ok := s.all.sorted(func(p *sortedPart, err error) bool {
 		require.NoError(t, err)
+		if p == nil {
+			return true
+		}
 		require.NotEmpty(t, p.items)
 		if hashes := p.items[len(p.items)-1].hash - p.items[0].hash; hashes != 0 {
-			require.LessOrEqual(t, len(p.buf)+2*sortItemSize*len(p.items), memory)
+			require.LessOrEqual(t, len(p.buf)+2*sortItemSize*len(p.items), memory/2)
 		}
 		var e sortedEntry
 		for i := range p.items {
-			require.NoError(t, p.entry(d.d, i, &e))
+			p.entry(d.d, i, &e)
 			require.GreaterOrEqual(t, e.hash, before)
 			require.Equal(t, d.d.hash(e.key), e.hash)
 			val := e.val

@@ -122,8 +122,14 @@ func (s *sorting[T]) run(n int) error {
 // A part is sorted slots in the scratch file.
 type part struct{ off, end int64 }
 
+const (
+	minFanIn    = 4
+	maxFanIn    = 256
+	fanInMemory = 64 << 10 // bytes of a part, if there are more than minFanIn
+)
+
 // fanIn is how many parts are merged at once.
-func (s *sorting[T]) fanIn() int { return max(4, min(256, s.memory/(64<<10))) }
+func (s *sorting[T]) fanIn() int { return max(minFanIn, min(maxFanIn, s.memory/fanInMemory)) }
 
 // step notes that n more elements are sorted or merged.
 func (s *sorting[T]) step(n int) error {

@@ -11,7 +11,7 @@ import (
 //
 // Unlocking is a store, which on amd64 need not be atomic: stores become
 // visible in order there. A sync.Mutex learns of those who wait by a second
-// atomic instruction, which takes as long as the rest of a Set. So nobody is
+// atomic instruction, which would be a fifth of a Set or Append. So nobody is
 // woken: those who wait look again, at once, then when others have run, then
 // after a sleep that grows to a millisecond. A capture may hold the lock so long.
 type mutex struct{ held atomic.Uint64 }
@@ -25,11 +25,16 @@ func (m *mutex) Lock() {
 func (m *mutex) TryLock() bool { return m.held.CompareAndSwap(0, 1) }
 
 func (m *mutex) Unlock() {
-	if !wholeWords || raceEnabled {
+	switch {
+	case raceEnabled:
+		if m.held.Swap(0) == 0 {
+			panic("emd: unlock of unlocked mutex")
+		}
+	case wholeWords:
+		storePlain(&m.held, 0)
+	default:
 		m.held.Store(0)
-		return
 	}
-	storePlain(&m.held, 0)
 }
 
 const (

@@ -443,21 +443,11 @@ func (s *space) touch(p pageNo, lines uint64) {
 
 // markShort is mark for what lies in one line, nearly always.
 func (s *space) markShort(off, n uint64) {
-	line := off >> lineShift
-	if (off+n-1)>>lineShift != line {
+	if line := off >> lineShift; (off+n-1)>>lineShift == line {
+		s.touch(pageNo(off>>pageShift), 1<<(line&63))
+	} else {
 		s.mark(off, int(n))
-		return
 	}
-	p := pageNo(off >> pageShift)
-	t := s.table.Load()
-	if i := p >> s.shift; uint(i) < uint(len(t.lines)) {
-		if l := atomic.LoadPointer(&t.lines[i]); l != nil {
-			if atomic.LoadUint64((*uint64)(unsafe.Add(l, uintptr(p&s.mask)*8)))>>(line&63)&1 != 0 {
-				return
-			}
-		}
-	}
-	s.touchSlow(p, 1<<(line&63))
 }
 
 // mark is touch for any range inside a chunk.
