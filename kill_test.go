@@ -87,15 +87,25 @@ func childLine(t testing.TB, args ...string) (line []string) {
 }
 
 func startChild(t testing.TB, cmd *exec.Cmd, name string) *childProcess {
-	c := &childProcess{cmd: cmd, lines: make(chan string, 1000), errs: &strings.Builder{}}
-	cmd.Env = append(os.Environ(), childEnv+"="+name)
-	cmd.Stderr = c.errs
-	in, err := cmd.StdinPipe()
-	require.NoError(t, err)
-	c.in = in
-	out, err := cmd.StdoutPipe()
-	require.NoError(t, err)
-	require.NoError(t, cmd.Start())
+	c := &childProcess{lines: make(chan string, 1000), errs: &strings.Builder{}}
+	var out io.Reader
+	for tries := 1; ; tries++ {
+		c.cmd = exec.Command(cmd.Path, cmd.Args[1:]...)
+		c.cmd.Env = append(os.Environ(), childEnv+"="+name)
+		c.cmd.Stderr = c.errs
+		var err error
+		c.in, err = c.cmd.StdinPipe()
+		require.NoError(t, err)
+		out, err = c.cmd.StdoutPipe()
+		require.NoError(t, err)
+		if err = c.cmd.Start(); err == nil {
+			break
+		}
+		if tries == 3 || !startAgain(err) {
+			require.NoError(t, err)
+		}
+		t.Log("once more:", err)
+	}
 	go func() {
 		defer close(c.lines)
 		for s := bufio.NewScanner(out); s.Scan(); {
@@ -104,6 +114,9 @@ func startChild(t testing.TB, cmd *exec.Cmd, name string) *childProcess {
 	}()
 	return c
 }
+
+// startAgain says whether a process that could not be started is tried again.
+var startAgain = func(error) bool { return false }
 
 // line returns the next line of the child's output; "" at its end.
 func (c *childProcess) line() string { return <-c.lines }

@@ -17,6 +17,11 @@ import (
 	"golang.org/x/sys/windows"
 )
 
+// Under Wine a process now and then ends before its first instruction, which CreateProcess reports as an internal error.
+func init() {
+	startAgain = func(err error) bool { return errors.Is(err, windows.ERROR_INTERNAL_ERROR) }
+}
+
 // protection returns how the page at p may be used.
 func protection(t *testing.T, p unsafe.Pointer) uint32 {
 	var info windows.MemoryBasicInformation
