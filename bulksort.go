@@ -296,7 +296,6 @@ func (s *sorter) sort(p *sortPart) (*sortedPart, error) {
 				return nil, err
 			}
 		}
-		t.loaded = append(t.loaded, p.buf...)
 		t.buf = t.loaded
 	}
 	t.items = slices.Grow(t.items[:0], int(p.count))[:p.count]

@@ -72,6 +72,9 @@ func testSorter[K comparable, V any](t *testing.T, seed, mask uint64, memory, n,
 	before := uint64(0)
 	ok := s.all.sorted(func(p *sortedPart, err error) bool {
 		require.NoError(t, err)
+		if s.all.spilled {
+			require.Zero(t, held(s.all))
+		}
 		if p == nil {
 			return true
 		}

@@ -487,6 +487,33 @@ func TestEMDictGrow(t *testing.T) {
 	require.NoError(t, s.Grow(1000))
 }
 
+// TestEMDictMerges deletes fifteen of sixteen entries, at random: buckets join before they are empty.
+func TestEMDictMerges(t *testing.T) {
+	t.Run("lines", func(t *testing.T) { testMerges(t, func(i uint64) uint64 { return i }) })
+	t.Run("control bytes", func(t *testing.T) {
+		testMerges(t, func(i uint64) [16]byte { return [16]byte(binary.LittleEndian.AppendUint64(make([]byte, 8), i)) })
+	})
+	t.Run("slotted", func(t *testing.T) { testMerges(t, func(i uint64) string { return fmt.Sprint(i) }) })
+}
+
+func testMerges[K comparable](t *testing.T, key func(uint64) K) {
+	t.Parallel()
+	d := newDictFor[K, uint64](t, testOptions{})
+	for i := range uint64(20_000) {
+		require.NoError(t, d.Set(key(i), i))
+	}
+	before := d.d.size()
+	for i := range uint64(20_000) {
+		if i%16 != 0 {
+			ok, err := d.Delete(key(i))
+			require.True(t, ok)
+			require.NoError(t, err)
+		}
+	}
+	require.Less(t, d.d.size(), before/3)
+	require.NoError(t, d.Arena().verify())
+}
+
 func TestEMDictSetAll(t *testing.T) {
 	d := newDictFor[uint64, uint64](t, testOptions{})
 	n, err := d.SetAll(func(yield func(uint64, uint64) bool) {})
