@@ -16,6 +16,8 @@ PORTABLE = TestSame|TestSample|TestCodec|TestDerived(RoundTrips|Hostile|Keys|InC
 MEMORY   = TestExchange|TestSlots|TestHeapMapping|TestMapping|TestFile$$|TestLock$$|TestNames|TestResolve|TestTable$$|TestOpenNot|TestDirtyLimit|TestLogLost|TestClose$$|TestTruncated|TestWrongLog|TestReadOnlyAfterCrash|TestErr(Locked|Closed|ReadOnly|Version)|TestOthersRecovery|TestSalvageLog|TestRelaxed(Unclean|HasNoRollback|Fails)?$$
 # What differs on Windows: mappings, locks, paths, growth and truncation while mapped, the log after a kill, its error codes.
 WINDOWS  = TestWindows|TestMapping|TestLock|TestTable|TestFile|TestNames|TestResolve|TestOpenNotRegular|TestDirtyLimit|TestAddressPool|TestKill|TestCheckpointed|TestErr|TestUpdate|TestReadOnly|TestSame|TestSample|TestModel$$|TestModelReaders|TestEMListReadBesideClose|TestSmallDisk|TestExit|TestMillions|TestRelaxed
+# Compiling the tests is half of what other systems cost here; an eighth of that is for debuggers.
+LEAN     = -vet=off -gcflags=-dwarf=false
 # With their tests, and without.
 TARGETS ?= darwin/arm64 freebsd/amd64
 BUILDS  ?= windows/amd64 windows/386 openbsd/amd64 plan9/amd64
@@ -89,13 +91,13 @@ cross:
 	@for target in $(BUILDS); do GOOS=$${target%/*} GOARCH=$${target#*/} CGO_ENABLED=0 $(GO) build . ./examples/... && echo "built for $$target" || exit 1; done
 	@printf '%s\n' $(TARGETS) | GO=$(GO) xargs -P 2 -I '{}' sh -c 'target={}; tmp=$$(mktemp -d) && trap "rm -rf $$tmp" EXIT && \
 		export GOOS=$${target%/*} GOARCH=$${target#*/} CGO_ENABLED=0 && \
-		for dir in . examples; do (cd $$dir && $$GO vet ./... && $$GO test -c -o "$$tmp/" ./...) || exit 1; done && echo "compiled for $$target"'
+		for dir in . examples; do (cd $$dir && $$GO vet ./... && $$GO test -c $(LEAN) -o "$$tmp/" ./...) || exit 1; done && echo "compiled for $$target"'
 
 # Under qemu-user, which passes system calls on to the kernel of this machine. Two at a time.
 qemu:
 	@printf '%s\n' $(PROCESSORS) | GO=$(GO) xargs -P 2 -I '{}' sh -c 'cpu={}; qemu=qemu-$${cpu#*/}-static; \
 		GOARCH=$${cpu%/*} CGO_ENABLED=0 EMD_TEST_EMULATOR=$$qemu \
-			$$GO test -vet=off -exec $$qemu "$$@" . && echo "passed on $${cpu%/*}"' qemu $(QEMUFLAGS)
+			$$GO test $(LEAN) -exec $$qemu "$$@" . && echo "passed on $${cpu%/*}"' qemu $(QEMUFLAGS)
 
 # js under Node.js; wasip1, with fewer tests, under wazero, whose sources Go's module proxy has. Files go back and forth between them and
 # this machine. The environment is cleared: Go's js has 8 KiB for it and the command line.
@@ -106,7 +108,7 @@ wasm:
 	$(GO) test -vet=off -run TestExchange . && \
 	case " $(WASMS) " in *" wasip1 "*) GOBIN="$$tmp/bin" $(GO) install $(WAZERO) || exit 1;; esac && \
 	export tmp GO=$(GO) PATH="$$tmp/bin:$$PATH" && printf '%s\n' $(WASMS) | xargs -P 2 -I '{}' sh -c ' \
-		tests=$$1; [ {} != js ] || tests="$$1|$$2"; GOOS={} GOARCH=wasm $$GO test -vet=off -short -run "$$tests" -timeout 10m \
+		tests=$$1; [ {} != js ] || tests="$$1|$$2"; GOOS={} GOARCH=wasm $$GO test $(LEAN) -short -run "$$tests" -timeout 10m \
 			-exec "env -i PATH=$$PATH TMPDIR=$$tmp EMD_TEST_EXCHANGE=$$EMD_TEST_EXCHANGE GOWASIRUNTIME=wazero GOWASIRUNTIMEARGS=-workers=2 $$($$GO env GOROOT)/lib/wasm/go_{}_wasm_exec" . && \
 		echo "passed on {}/wasm"' wasm '$(MEMORY)' '$(PORTABLE)' && \
 	$(GO) test -vet=off -run TestExchange -v . | grep -E '^ *--- ' && \
@@ -126,4 +128,4 @@ wine:
 	else \
 		[ -z "$$EMD_TEST_ROOT" ] && echo "wine: NOT TESTED on a full disk, as only root may mount one"; \
 	fi && \
-	GOOS=windows GOARCH=amd64 CGO_ENABLED=0 $(GO) test -vet=off -exec wine $(WINEFLAGS) . && echo "passed under Wine"
+	GOOS=windows GOARCH=amd64 CGO_ENABLED=0 $(GO) test $(LEAN) -exec wine $(WINEFLAGS) . && echo "passed under Wine"

@@ -1070,6 +1070,10 @@ func whichIs(key, k1, k2, k3, k4 uint64) (i int) {
 	return oneIf(k1 == key) + 2*oneIf(k2 == key) + 3*oneIf(k3 == key) + 4*oneIf(k4 == key)
 }
 
+// usedOf returns how many of a line's slots are used, of which the last is not:
+// they are the first ones. It has no branches either.
+func usedOf(k1, k2, k3 uint64) int { return 3 - oneIf(k1 == 0) - oneIf(k2 == 0) - oneIf(k3 == 0) }
+
 func oneIf(c bool) (n int) {
 	if c {
 		n = 1
@@ -1091,11 +1095,10 @@ func (b *bucket) copy(src *bucket, l *layout) {
 }
 
 // lockWord takes the lock under which the key of words with hash h is changed,
-// for the callback whose hold is by, nil if there is none, and returns the
-// first page of its bucket. It does so where nothing is in the way, as nearly
-// always; otherwise seg is nil and nothing is locked.
-func (d *dict) lockWord(h uint64, by *hold) (seg *segment, no pageNo, b *bucket) {
-	t := d.table.Load()
+// and returns the first page of its bucket. It does so where nothing is in the
+// way, as nearly always; otherwise seg is nil and nothing is locked.
+func (d *dict) lockWord(h uint64) (t *segmentTable, seg *segment, no pageNo, b *bucket) {
+	t = d.table.Load()
 	seg = t.segment(h)
 	flat := d.space.flat.Load()
 	if optimistic {
@@ -1105,26 +1108,27 @@ func (d *dict) lockWord(h uint64, by *hold) (seg *segment, no pageNo, b *bucket)
 		}
 	}
 	if !d.a.admits(d.cost.Load()) {
-		return nil, 0, nil
+		return nil, nil, 0, nil
 	}
 	seg.mu.Lock()
-	may := len(seg.busy) == 0
-	if by != nil {
-		may = by.epoch == d.epoch.Load()
-	}
-	if may && d.table.Load() == t && d.active.Load() && d.state.Load() == stateOpen && d.hdr != 0 {
+	if len(seg.busy) == 0 && d.changeable(t) {
 		if no = seg.bucket(h); no >= slotPages && no-1 < flat {
-			return seg, no, (*bucket)(unsafe.Add(d.space.page1, uintptr(no-1)<<pageShift))
+			return t, seg, no, (*bucket)(unsafe.Add(d.space.page1, uintptr(no-1)<<pageShift))
 		}
 	}
 	seg.mu.Unlock()
-	return nil, 0, nil
+	return nil, nil, 0, nil
+}
+
+// changeable says that who holds a lock of t may change the dict.
+func (d *dict) changeable(t *segmentTable) bool {
+	return d.table.Load() == t && d.active.Load() && d.state.Load() == stateOpen && d.hdr != 0
 }
 
 // setWord is a changeSet of words.
 func (d *dict) setWord(key, val uint64) error {
 	h := d.hashWord(key)
-	if seg, no, b := d.lockWord(h, nil); seg != nil {
+	if _, seg, no, b := d.lockWord(h); seg != nil {
 		stored := key != 0 && d.storeWord(seg, no, b, h, key, val)
 		seg.mu.Unlock()
 		if stored {
@@ -1134,17 +1138,43 @@ func (d *dict) setWord(key, val uint64) error {
 	return d.setWordSlow(h, key, val, nil)
 }
 
+// A wordHold is the hold of a callback on a word, and where that was when it
+// began; off is 0 if it was not found there.
+type wordHold struct {
+	hold
+	t   *segmentTable
+	seg *segment
+	no  pageNo
+	b   *bucket
+	off int
+}
+
 // storeHeld is setWord of a key whose hash is h, for the callback whose hold is
-// by.
-func (d *dict) storeHeld(h, key, val uint64, by *hold) error {
-	if seg, no, b := d.lockWord(h, by); seg != nil {
-		stored := key != 0 && d.storeWord(seg, no, b, h, key, val)
-		if stored {
-			return d.leave(seg, nil, by)
+// by. Nobody else changes the key meanwhile, so it nearly always is where it was.
+func (d *dict) storeHeld(h, key, val uint64, by *wordHold) error {
+	if seg := by.seg; by.off != 0 && d.a.admits(d.cost.Load()) {
+		seg.mu.Lock()
+		if by.epoch == d.epoch.Load() && d.changeable(by.t) && seg.bucket(h) == by.no && by.b.word(by.off) == key {
+			d.overwriteWord(seg, by.no, by.b, by.off, key, val)
+			return d.leave(seg, nil, &by.hold)
 		}
 		seg.mu.Unlock()
 	}
-	return d.setWordSlow(h, key, val, by)
+	return d.setWordSlow(h, key, val, &by.hold)
+}
+
+// overwriteWord stores an entry in the slot at off of page no, b, which is free or has
+// the key.
+func (d *dict) overwriteWord(seg *segment, no pageNo, b *bucket, off int, key, val uint64) {
+	d.space.touch(no, 1<<(off>>lineShift))
+	if !wholeWords {
+		seg.begin()
+	}
+	b.setWord(off+8, val)
+	b.setWord(off, key)
+	if !wholeWords {
+		seg.end()
+	}
 }
 
 func (d *dict) setWordSlow(h, key, val uint64, by *hold) error {
@@ -1156,32 +1186,32 @@ func (d *dict) setWordSlow(h, key, val uint64, by *hold) error {
 }
 
 // holdWord is holdKey for words.
-func (d *dict) holdWord(h, key uint64) (by hold, val uint64, ok bool, err error) {
-	if seg, _, b := d.lockWord(h, nil); seg != nil {
+func (d *dict) holdWord(by *wordHold, h, key uint64) (val uint64, ok bool, err error) {
+	if t, seg, no, b := d.lockWord(h); seg != nil {
 		if off, ended := b.findWord(h, key); ended && key != 0 {
 			if off != 0 {
 				val = b.word(off + 8)
 			}
 			seg.setBusy(h, h, nil)
-			by = hold{lo: h, hi: h, epoch: d.epoch.Load()}
+			*by = wordHold{hold{lo: h, hi: h, epoch: d.epoch.Load()}, t, seg, no, b, off}
 			seg.mu.Unlock()
-			return by, val, off != 0, nil
+			return val, off != 0, nil
 		}
 		seg.mu.Unlock()
 	}
 	if err = d.writable(); err != nil {
-		return by, 0, false, err
+		return 0, false, err
 	}
 	var k, v [8]byte
 	binary.LittleEndian.PutUint64(k[:], key)
-	by, _, ok, err = d.holdKey(h, k[:], v[:0])
-	return by, binary.LittleEndian.Uint64(v[:]), ok, err
+	by.hold, _, ok, err = d.holdKey(h, k[:], v[:0])
+	return binary.LittleEndian.Uint64(v[:]), ok, err
 }
 
 // deleteWord is a changeRemove of words.
 func (d *dict) deleteWord(key uint64) (ok bool, err error) {
 	h := d.hashWord(key)
-	if seg, no, b := d.lockWord(h, nil); seg != nil {
+	if _, seg, no, b := d.lockWord(h); seg != nil {
 		off, ended := b.findWord(h, key)
 		switch {
 		case key == 0:
@@ -1207,10 +1237,7 @@ func (d *dict) removeWord(seg *segment, h uint64, no pageNo, b *bucket, off int)
 	if b.word(line+3*wordSlot) != 0 { // entries that lie further on may have to move here
 		return d.remove(d.table.Load(), seg, h, no, place{no: no, b: b, i: i})
 	}
-	last := off
-	for b.word(last+wordSlot) != 0 {
-		last += wordSlot
-	}
+	last := line + (usedOf(b.word(line), b.word(line+wordSlot), b.word(line+2*wordSlot))-1)*wordSlot
 	d.space.touch(no, 1<<(line>>lineShift))
 	seg.beginShort()
 	b.setWord(off, b.word(last))
@@ -1230,41 +1257,22 @@ func (d *dict) removeWord(seg *segment, h uint64, no pageNo, b *bucket, off int)
 func (d *dict) storeWord(seg *segment, no pageNo, b *bucket, h, key, val uint64) bool {
 	off := lineSize + home(h, lineCount)*lineSize
 	for range maxDistance + 1 {
-		// As in findWord, without a branch for each slot.
-		k0, k1, k2, k3 := b.word(off), b.word(off+16), b.word(off+32), b.word(off+48)
-		at := -1
-		if k3 == key || k3 == 0 {
-			at = 48
-		}
-		if k2 == key || k2 == 0 {
-			at = 32
-		}
-		if k1 == key || k1 == 0 {
-			at = 16
-		}
-		if k0 == key || k0 == 0 {
-			at = 0
-		}
-		if at < 0 {
-			if off += lineSize; off == pageSize {
-				off = lineSize
-			}
-			continue
-		}
-		isNew := b.word(off+at) == 0
-		d.space.touch(no, 1<<(off>>lineShift))
-		if !wholeWords {
-			seg.begin()
-		}
-		b.setWord(off+at+8, val)
-		b.setWord(off+at, key)
-		if !wholeWords {
-			seg.end()
-		}
+		k1, k2, k3, last := b.word(off), b.word(off+wordSlot), b.word(off+2*wordSlot), b.word(off+3*wordSlot)
+		i := whichIs(key, k1, k2, k3, last)
+		isNew := i == 0 && last == 0
 		if isNew {
-			seg.count(+1)
+			i = 1 + usedOf(k1, k2, k3)
 		}
-		return true
+		if i != 0 {
+			d.overwriteWord(seg, no, b, off+(i-1)*wordSlot, key, val)
+			if isNew {
+				seg.count(+1)
+			}
+			return true
+		}
+		if off += lineSize; off == pageSize {
+			off = lineSize
+		}
 	}
 	return false
 }

@@ -176,9 +176,7 @@ func (d *dict) setTable(t *segmentTable) {
 		for i := range old.stripes {
 			l := &old.stripes[i]
 			l.busy = nil
-			if l.idle != nil {
-				l.idle.Broadcast()
-			}
+			l.wake()
 		}
 	}
 }

@@ -468,22 +468,23 @@ func (d *EMDict[K, V]) compute(k *K, fn func(v V, ok bool) (V, Op)) (actual V, o
 func (d *EMDict[K, V]) computeWord(key uint64, fn func(v V, ok bool) (V, Op)) (actual V, ok bool, err error) {
 	var none V
 	h := d.d.hashWord(key)
-	held, word, ok, err := d.d.holdWord(h, key)
+	var held wordHold
+	word, ok, err := d.d.holdWord(&held, h, key)
 	if err != nil {
 		return none, false, err
 	}
-	defer d.d.release(&held)
+	defer d.d.release(&held.hold)
 	v, op := fn(*(*V)(unsafe.Pointer(&word)), ok)
 	switch op {
 	case OpKeep:
-		return *(*V)(unsafe.Pointer(&word)), ok, d.d.overtaken(&held)
+		return *(*V)(unsafe.Pointer(&word)), ok, d.d.overtaken(&held.hold)
 	case OpStore:
 		if err = d.d.storeHeld(h, key, *(*uint64)(unsafe.Pointer(&v)), &held); err != nil {
 			return none, false, err
 		}
 		return v, true, nil
 	case OpRemove:
-		_, _, err = d.d.change(changeRemove, h, binary.LittleEndian.AppendUint64(nil, key), nil, nil, &held)
+		_, _, err = d.d.change(changeRemove, h, binary.LittleEndian.AppendUint64(nil, key), nil, nil, &held.hold)
 		return none, false, err
 	default:
 		panic(fmt.Sprintf("emd: Compute with the operation %d", op))

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"path/filepath"
@@ -1051,6 +1052,51 @@ func TestEMDictCallbacksMeet(t *testing.T) {
 	require.EqualValues(t, 12000, sum)
 }
 
+// TestEMDictComputeMoved has fn divide and join buckets, and make a table of the directory, so that its key is elsewhere when fn
+// returns; also where only the slot is another.
+func TestEMDictComputeMoved(t *testing.T) {
+	for name, o := range map[string]testOptions{"defaults": {}, "tiny": tiny()} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := newDictFor[uint64, uint64](t, o)
+			others := uint64(60_000)
+			add := func(k, n uint64) {
+				v, ok, err := d.Compute(k, func(v uint64, ok bool) (uint64, Op) {
+					require.Equal(t, k != 0, ok)
+					for other := k + 1; other < k+n; other++ {
+						require.NoError(t, d.Set(other, other))
+					}
+					return v + 1, OpStore
+				})
+				require.NoError(t, err)
+				require.True(t, ok)
+				require.Equal(t, k+1, v)
+			}
+			remove := func(k, n uint64) {
+				_, _, err := d.Compute(k, func(v uint64, ok bool) (uint64, Op) {
+					for other := uint64(0); other < n; other++ {
+						if other != k {
+							_, err := d.Delete(other)
+							require.NoError(t, err)
+						}
+					}
+					return v + 1, OpStore
+				})
+				require.NoError(t, err)
+			}
+			add(0, others)
+			for k := uint64(1); k < others-2; k = 2*k + 1 {
+				add(k, 3) // which there are
+			}
+			require.NoError(t, d.Arena().verify())
+			kept := others - 1
+			remove(kept, others)
+			require.NoError(t, d.Arena().verify())
+			require.Equal(t, map[uint64]uint64{kept: kept + 1}, maps.Collect(d.All()))
+		})
+	}
+}
+
 // Changes of a key wait for the callback that decides about it, those of
 // others do not.
 func TestEMDictBusyKeyWaits(t *testing.T) {
@@ -1196,7 +1242,7 @@ func TestEMDictBounded(t *testing.T) {
 	for k := range uint64(50_000) {
 		require.NoError(t, d.Set(k, k))
 		h := d.d.hashWord(k)
-		if seg, no, b := d.d.lockWord(h, nil); seg != nil {
+		if _, seg, no, b := d.d.lockWord(h); seg != nil {
 			if k != 0 && d.d.storeWord(seg, no, b, h, k, k) {
 				short = append(short, k)
 			}

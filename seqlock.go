@@ -97,7 +97,7 @@ func (v *version) changing() bool { return v.n.Load()&1 != 0 }
 type writerLock struct {
 	mu   mutex
 	busy []busyRange // guarded by mu; nearly always empty
-	idle *sync.Cond  // signalled when a range leaves busy; made at first use
+	idle *sync.Cond  // signalled when a range leaves busy; nil until somebody waited for that
 }
 
 // A busyRange is the closed interval of hashes that a callback works on.
@@ -146,15 +146,15 @@ func (l *writerLock) wait() {
 			return // nothing else is busy where a claim was made
 		}
 	}
+	if l.idle == nil {
+		l.idle = sync.NewCond(&l.mu)
+	}
 	l.idle.Wait()
 }
 
 // setBusy makes [lo, hi] busy. The caller holds the lock, and nothing in the
 // range is busy.
 func (l *writerLock) setBusy(lo, hi uint64, by *claim) {
-	if l.idle == nil {
-		l.idle = sync.NewCond(&l.mu)
-	}
 	l.busy = append(l.busy, busyRange{lo, hi, by})
 }
 
@@ -163,11 +163,17 @@ func (l *writerLock) setBusy(lo, hi uint64, by *claim) {
 func (l *writerLock) clearBusy(lo, hi uint64, by *claim) {
 	if len(l.busy) == 1 && l.busy[0] == (busyRange{lo, hi, by}) {
 		l.busy = l.busy[:0] // nearly always
-		l.idle.Broadcast()
-		return
+	} else {
+		l.busy = slices.DeleteFunc(l.busy, func(b busyRange) bool { return lo <= b.lo && b.hi <= hi && b.by == by })
 	}
-	l.busy = slices.DeleteFunc(l.busy, func(b busyRange) bool { return lo <= b.lo && b.hi <= hi && b.by == by })
-	l.idle.Broadcast()
+	l.wake()
+}
+
+// wake has those who wait look again.
+func (l *writerLock) wake() {
+	if l.idle != nil {
+		l.idle.Broadcast()
+	}
 }
 
 func (l *writerLock) isBusy(lo, hi uint64) bool {

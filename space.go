@@ -481,7 +481,7 @@ func (s *space) touchSlow(p pageNo, lines uint64) {
 		}
 	}
 	bit := uint64(1) << (in & 63)
-	if atomic.OrUint64(&c.owned[in>>6], bit)&bit == 0 {
+	if owned := &c.owned[in>>6]; atomic.LoadUint64(owned)&bit == 0 && atomic.OrUint64(owned, bit)&bit == 0 {
 		s.private.Add(pageSize)
 		if isFresh {
 			s.fresh.Add(pageSize)
