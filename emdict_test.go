@@ -1053,7 +1053,7 @@ func TestEMDictCallbacksMeet(t *testing.T) {
 }
 
 // TestEMDictComputeMoved has fn divide and join buckets, and make a table of the directory, so that its key is elsewhere when fn
-// returns; also where only the slot is another.
+// returns; also where only the slot is another, and after a Rollback.
 func TestEMDictComputeMoved(t *testing.T) {
 	for name, o := range map[string]testOptions{"defaults": {}, "tiny": tiny()} {
 		t.Run(name, func(t *testing.T) {
@@ -1093,6 +1093,25 @@ func TestEMDictComputeMoved(t *testing.T) {
 			remove(kept, others)
 			require.NoError(t, d.Arena().verify())
 			require.Equal(t, map[uint64]uint64{kept: kept + 1}, maps.Collect(d.All()))
+
+			require.NoError(t, d.Clear())
+			for k := range uint64(60) { // one page
+				for other := range uint64(60) {
+					require.NoError(t, d.Set(other, other))
+				}
+				remove(k, 60)
+				require.NoError(t, d.Arena().verify())
+				require.Equal(t, map[uint64]uint64{k: k + 1}, maps.Collect(d.All()))
+			}
+
+			require.NoError(t, d.Sync())
+			_, _, err := d.Compute(59, func(uint64, bool) (uint64, Op) {
+				require.NoError(t, d.Arena().Rollback())
+				require.NoError(t, d.Set(1, 1))
+				return 0, OpStore
+			})
+			require.ErrorIs(t, err, ErrRolledBack)
+			require.Equal(t, map[uint64]uint64{1: 1, 59: 60}, maps.Collect(d.All()))
 		})
 	}
 }
