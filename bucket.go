@@ -1138,43 +1138,27 @@ func (d *dict) setWord(key, val uint64) error {
 	return d.setWordSlow(h, key, val, nil)
 }
 
-// A wordHold is the hold of a callback on a word, and where that was when it
-// began; off is 0 if it was not found there.
+// A wordHold is the hold of a callback on a word, and the first page of its
+// bucket when it began; seg is nil if that did not come by lockWord.
 type wordHold struct {
 	hold
 	t   *segmentTable
 	seg *segment
 	no  pageNo
 	b   *bucket
-	off int
 }
 
 // storeHeld is setWord of a key whose hash is h, for the callback whose hold is
-// by. Nobody else changes the key meanwhile, so it nearly always is where it was.
+// by. Its bucket nearly always is where it was.
 func (d *dict) storeHeld(h, key, val uint64, by *wordHold) error {
-	if seg := by.seg; by.off != 0 && d.a.admits(d.cost.Load()) {
+	if seg := by.seg; seg != nil && d.a.admits(d.cost.Load()) {
 		seg.mu.Lock()
-		if by.epoch == d.epoch.Load() && d.changeable(by.t) && seg.bucket(h) == by.no && by.b.word(by.off) == key {
-			d.overwriteWord(seg, by.no, by.b, by.off, key, val)
+		if by.epoch == d.epoch.Load() && d.changeable(by.t) && seg.bucket(h) == by.no && d.storeWord(seg, by.no, by.b, h, key, val) {
 			return d.leave(seg, nil, &by.hold)
 		}
 		seg.mu.Unlock()
 	}
 	return d.setWordSlow(h, key, val, &by.hold)
-}
-
-// overwriteWord stores an entry in the slot at off of page no, b, which is free or has
-// the key.
-func (d *dict) overwriteWord(seg *segment, no pageNo, b *bucket, off int, key, val uint64) {
-	d.space.touch(no, 1<<(off>>lineShift))
-	if !wholeWords {
-		seg.begin()
-	}
-	b.setWord(off+8, val)
-	b.setWord(off, key)
-	if !wholeWords {
-		seg.end()
-	}
 }
 
 func (d *dict) setWordSlow(h, key, val uint64, by *hold) error {
@@ -1185,7 +1169,7 @@ func (d *dict) setWordSlow(h, key, val uint64, by *hold) error {
 	return err
 }
 
-// holdWord is holdKey for words.
+// holdWord is holdKey for words; the hold is left in by.
 func (d *dict) holdWord(by *wordHold, h, key uint64) (val uint64, ok bool, err error) {
 	if t, seg, no, b := d.lockWord(h); seg != nil {
 		if off, ended := b.findWord(h, key); ended && key != 0 {
@@ -1193,7 +1177,7 @@ func (d *dict) holdWord(by *wordHold, h, key uint64) (val uint64, ok bool, err e
 				val = b.word(off + 8)
 			}
 			seg.setBusy(h, h, nil)
-			*by = wordHold{hold{lo: h, hi: h, epoch: d.epoch.Load()}, t, seg, no, b, off}
+			*by = wordHold{hold{lo: h, hi: h, epoch: d.epoch.Load()}, t, seg, no, b}
 			seg.mu.Unlock()
 			return val, off != 0, nil
 		}
@@ -1264,7 +1248,16 @@ func (d *dict) storeWord(seg *segment, no pageNo, b *bucket, h, key, val uint64)
 			i = 1 + usedOf(k1, k2, k3)
 		}
 		if i != 0 {
-			d.overwriteWord(seg, no, b, off+(i-1)*wordSlot, key, val)
+			slot := off + (i-1)*wordSlot
+			d.space.touch(no, 1<<(off>>lineShift))
+			if !wholeWords {
+				seg.begin()
+			}
+			b.setWord(slot+8, val)
+			b.setWord(slot, key)
+			if !wholeWords {
+				seg.end()
+			}
 			if isNew {
 				seg.count(+1)
 			}

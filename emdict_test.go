@@ -488,7 +488,7 @@ func TestEMDictGrow(t *testing.T) {
 	require.NoError(t, s.Grow(1000))
 }
 
-// TestEMDictMerges deletes fifteen of sixteen entries, at random: buckets join before they are empty.
+// TestEMDictMerges deletes fifteen of sixteen entries, of any bucket: buckets join before they are empty.
 func TestEMDictMerges(t *testing.T) {
 	t.Run("lines", func(t *testing.T) { testMerges(t, func(i uint64) uint64 { return i }) })
 	t.Run("control bytes", func(t *testing.T) {
