@@ -563,7 +563,7 @@ func (s *salvager) copyAll() error {
 	}
 	catalog := newDictFromFile(&handle{a: s.a, name: "catalog", kind: "catalog"})
 	names := Salvaged{Name: "catalog"}
-	found := map[string]catalogEntry{}
+	found, doubtful := map[string]catalogEntry{}, map[string]catalogEntry{}
 	findings := len(s.report.Damages)
 	err = s.eachEntry(catalog, s.a.header.catalog, &names, func(key, val []byte, suspect bool) error {
 		e, err := decodeEntry(val)
@@ -572,10 +572,15 @@ func (s *salvager) copyAll() error {
 			s.incomplete = true
 			return nil
 		}
-		s.referred.add(e.hdr)
 		s.incomplete = s.incomplete || suspect
+		of := found
+		if suspect && !s.leadsHome(string(key), e) {
+			of = doubtful
+		} else {
+			s.referred.add(e.hdr)
+		}
 		if !strings.HasPrefix(string(key), hiddenPrefix) {
-			found[string(key)] = e
+			of[string(key)] = e
 		}
 		return nil
 	})
@@ -587,12 +592,43 @@ func (s *salvager) copyAll() error {
 			return err
 		}
 	}
+	for name, e := range doubtful {
+		if _, ok := found[name]; !ok && !s.referred.has(e.hdr) {
+			found[name] = e
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(found)) {
 		if err := s.copyContainer(name, found[name]); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// leadsHome says whether the page to which a suspect entry of the catalogue leads
+// is the header of that container, so far as it says whose header it is.
+func (s *salvager) leadsHome(name string, e catalogEntry) (yes bool) {
+	err := s.guard(func() error {
+		pg := s.page(e.hdr)
+		if pg == nil || headerKind(pg) != e.kind || e.hdr == s.a.header.catalog || e.hdr == s.a.header.meta {
+			return nil
+		}
+		label, key, value, ok := readLabel(pg)
+		yes = !ok || label == name && key == e.key && value == e.value
+		return nil
+	})
+	return err == nil && yes
+}
+
+// headerKind returns the kind of container whose header a page is, or "".
+func headerKind(pg *page) string {
+	switch string(pg[:8]) {
+	case listKind:
+		return kindList
+	case dictKind:
+		return kindDict
+	}
+	return ""
 }
 
 // findOrphans looks for containers that the catalogue does not name, or no
@@ -620,16 +656,8 @@ func (s *salvager) findOrphans(found map[string]catalogEntry) error {
 
 // orphan adds the container whose header page p is, if it is one.
 func (s *salvager) orphan(p pageNo, pg *page, found map[string]catalogEntry) {
-	e := catalogEntry{hdr: p}
-	switch string(pg[:8]) {
-	case listKind:
-		e.kind = kindList
-	case dictKind:
-		e.kind = kindDict
-	default:
-		return
-	}
-	if s.isFree(p) { // it was dropped
+	e := catalogEntry{hdr: p, kind: headerKind(pg)}
+	if e.kind == "" || s.isFree(p) { // or it was dropped
 		return
 	}
 	name, key, value, ok := readLabel(pg)
@@ -649,6 +677,7 @@ func (s *salvager) orphan(p pageNo, pg *page, found map[string]catalogEntry) {
 	}
 	e.key, e.value = key, value
 	s.damaged(name, uint64(p)<<pageShift, corrupt("a %s that the catalogue does not name", e.kind))
+	s.referred.add(p)
 	found[name] = e
 }
 
