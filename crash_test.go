@@ -917,7 +917,7 @@ func TestCrash(t *testing.T) {
 	var mu sync.Mutex
 	one := func(t *testing.T, seed uint64, mode crashMode, script crashScript) {
 		t.Parallel()
-		j := newCrashJudge(seed, pick(0, 24, 8), pick(0, 4, 2), func(why string) { t.Fatal(why) })
+		j := newCrashJudge(seed, pick(0, 16, 8), pick(0, 3, 2), func(why string) { t.Fatal(why) })
 		j.deep, j.kills, j.fails, j.care = [2]float64{0.002, 0.02}, [2]float64{0.1, 0.01}, [2]float64{0.1, 0.01}, 0.2
 		if script.judge != nil {
 			script.judge(j)

@@ -233,7 +233,7 @@ func (m *slicesModel[K, E]) check() {
 	}
 	m.sameAll(got)
 	require.NoError(t, d.Err())
-	if d.val.form != userForm { // whoever knows only the file sees the same
+	if d.val.form != userForm && m.r.IntN(4) == 0 { // whoever knows only the file sees the same; that is slow
 		require.NoError(t, d.Sync())
 		m.synced = maps.Clone(m.want)
 		n := 0

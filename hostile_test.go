@@ -1019,7 +1019,7 @@ func TestHostileBytes(t *testing.T) {
 	t.Logf("seed %d: %d bytes changed, %d of the files could be opened", seed, runs, opened)
 }
 
-var hostileShare = flag.Int("emd.hostile.share", 40, "TestHostileBytes changes one byte of so many that it could")
+var hostileShare = flag.Int("emd.hostile.share", 80, "TestHostileBytes changes one byte of so many that it could")
 
 // TestHostileRandom makes random edits.
 func TestHostileRandom(t *testing.T) {
