@@ -16,7 +16,7 @@ PORTABLE = TestSame|TestSample|TestCodec|TestDerived(RoundTrips|Hostile|Keys|InC
 MEMORY   = TestExchange|TestSlots|TestHeapMapping|TestMapping|TestFile$$|TestLock$$|TestNames|TestResolve|TestTable$$|TestOpenNot|TestDirtyLimit|TestLogLost|TestClose$$|TestTruncated|TestWrongLog|TestReadOnlyAfterCrash|TestErr(Locked|Closed|ReadOnly|Version)|TestOthersRecovery|TestSalvageLog|TestRelaxed(Unclean|HasNoRollback|Fails)?$$
 # What differs on Windows: mappings, locks, paths, growth and truncation while mapped, the log after a kill, its error codes.
 WINDOWS  = TestWindows|TestMapping|TestLock|TestTable|TestFile|TestNames|TestResolve|TestOpenNotRegular|TestDirtyLimit|TestAddressPool|TestKill|TestCheckpointed|TestErr|TestUpdate|TestReadOnly|TestSame|TestSample|TestModel$$|TestModelReaders|TestEMListReadBesideClose|TestSmallDisk|TestExit|TestMillions|TestRelaxed
-# Compiling the tests is half of what other systems cost here; an eighth of that is for debuggers.
+# Compiling the tests is half of the time. Vet has seen them natively, and an eighth of it is for debuggers.
 LEAN     = -vet=off -gcflags=-dwarf=false
 # All are built; two that nothing here executes are vetted with their tests, which takes longer.
 BUILDS  ?= darwin/arm64 freebsd/amd64 openbsd/amd64 windows/amd64 windows/386 plan9/amd64
@@ -68,11 +68,11 @@ fmt:
 
 # The race detector slows memory down twentyfold, so it runs the tests in which goroutines meet.
 race:
-	CGO_ENABLED=1 $(GO) test -race -short -timeout 20m -run '$(MEETING)' .
+	CGO_ENABLED=1 $(GO) test $(LEAN) -race -short -timeout 20m -run '$(MEETING)' .
 
 # AddressSanitizer, and Go's own checks of unsafe pointers. Neither knows what a mapping holds; both know the memory around it.
 sanitize:
-	CGO_ENABLED=1 $(GO) test -asan -gcflags=-d=checkptr=2 -vet=off -short -timeout 20m -run '$(MEETING)|$(PORTABLE)' .
+	CGO_ENABLED=1 $(GO) test -asan -vet=off -gcflags='-dwarf=false -d=checkptr=2' -short -timeout 20m -run '$(MEETING)|$(PORTABLE)' .
 
 # A kernel built without 32-bit x86 cannot run it, and says "exec format error": there the tests are compiled, and those that differ by
 # processor run on arm. The whole short suite takes more than five minutes there.
@@ -80,7 +80,7 @@ sanitize:
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && export GOARCH=386 CGO_ENABLED=0 && \
 	printf 'package main\n\nfunc main() {}\n' >"$$tmp/main.go" && $(GO) build -o "$$tmp/probe" "$$tmp/main.go" && \
 	if "$$tmp/probe" 2>/dev/null; then \
-		$(GO) test -short -timeout 20m -run '$(MEETING)|$(PORTABLE)|TestErr|TestKill' .; \
+		$(GO) test $(LEAN) -short -timeout 20m -run '$(MEETING)|$(PORTABLE)|TestErr|TestKill' .; \
 	else \
 		echo "386: NOT RUN, compiled only: this kernel cannot execute 32-bit x86 programs" && \
 		$(GO) vet . && $(GO) test -c -o "$$tmp/" . && $(MAKE) qemu PROCESSORS=arm/arm; \
