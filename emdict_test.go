@@ -1053,7 +1053,8 @@ func TestEMDictCallbacksMeet(t *testing.T) {
 }
 
 // TestEMDictComputeMoved has fn divide and join buckets, and make a table of the directory, so that its key is elsewhere when fn
-// returns; also where only the slot is another, and after a Rollback.
+// returns; also where only the slot is another, and after a Rollback. Other goroutines may do all that; here fn does, as it must not
+// elsewhere, so that it happens at that moment.
 func TestEMDictComputeMoved(t *testing.T) {
 	for name, o := range map[string]testOptions{"defaults": {}, "tiny": tiny()} {
 		t.Run(name, func(t *testing.T) {

@@ -563,7 +563,7 @@ func (s *salvager) copyAll() error {
 	}
 	catalog := newDictFromFile(&handle{a: s.a, name: "catalog", kind: "catalog"})
 	names := Salvaged{Name: "catalog"}
-	found, doubtful := map[string]catalogEntry{}, map[string]catalogEntry{}
+	found := map[string]catalogEntry{}
 	findings := len(s.report.Damages)
 	err = s.eachEntry(catalog, s.a.header.catalog, &names, func(key, val []byte, suspect bool) error {
 		e, err := decodeEntry(val)
@@ -573,14 +573,13 @@ func (s *salvager) copyAll() error {
 			return nil
 		}
 		s.incomplete = s.incomplete || suspect
-		of := found
-		if suspect && !s.leadsHome(string(key), e) {
-			of = doubtful
-		} else {
-			s.referred.add(e.hdr)
+		if suspect && !s.isHeaderOf(string(key), e) {
+			s.damaged(string(key), uint64(e.hdr)<<pageShift, corrupt("the catalogue has page %d for its header, which it is not", e.hdr))
+			return nil
 		}
+		s.referred.add(e.hdr)
 		if !strings.HasPrefix(string(key), hiddenPrefix) {
-			of[string(key)] = e
+			found[string(key)] = e
 		}
 		return nil
 	})
@@ -592,11 +591,6 @@ func (s *salvager) copyAll() error {
 			return err
 		}
 	}
-	for name, e := range doubtful {
-		if _, ok := found[name]; !ok && !s.referred.has(e.hdr) {
-			found[name] = e
-		}
-	}
 	for _, name := range slices.Sorted(maps.Keys(found)) {
 		if err := s.copyContainer(name, found[name]); err != nil {
 			return err
@@ -605,16 +599,17 @@ func (s *salvager) copyAll() error {
 	return nil
 }
 
-// leadsHome says whether the page to which a suspect entry of the catalogue leads
-// is the header of that container, so far as it says whose header it is.
-func (s *salvager) leadsHome(name string, e catalogEntry) (yes bool) {
+// isHeaderOf says whether the page that a suspect entry of the catalogue leads
+// to is the header of that container. A page that is intact itself knows
+// better than the entry whose header it is.
+func (s *salvager) isHeaderOf(name string, e catalogEntry) (yes bool) {
 	err := s.guard(func() error {
 		pg := s.page(e.hdr)
 		if pg == nil || headerKind(pg) != e.kind || e.hdr == s.a.header.catalog || e.hdr == s.a.header.meta {
 			return nil
 		}
 		label, key, value, ok := readLabel(pg)
-		yes = !ok || label == name && key == e.key && value == e.value
+		yes = !ok || label == name && key == e.key && value == e.value || !s.intact(e.hdr)
 		return nil
 	})
 	return err == nil && yes
@@ -677,7 +672,6 @@ func (s *salvager) orphan(p pageNo, pg *page, found map[string]catalogEntry) {
 	}
 	e.key, e.value = key, value
 	s.damaged(name, uint64(p)<<pageShift, corrupt("a %s that the catalogue does not name", e.kind))
-	s.referred.add(p)
 	found[name] = e
 }
 

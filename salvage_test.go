@@ -347,7 +347,7 @@ func TestSalvagePages(t *testing.T) {
 				spoils = map[string]func(b []byte){"random": spoils["random"]}
 			}
 			ways := slices.Sorted(maps.Keys(spoils))
-			if p > 40 { // past what all depends on
+			if p > 40 { // all depends on the first ones
 				r.Shuffle(len(ways), func(i, j int) { ways[i], ways[j] = ways[j], ways[i] })
 				ways = ways[:(len(ways)+1)/2]
 			}
@@ -369,7 +369,7 @@ func TestSalvagePages(t *testing.T) {
 }
 
 // TestSalvageCatalogue flips a bit of each byte of the catalogue's buckets: the containers are whole, and come out under their names,
-// whatever the entry says then.
+// whatever the entry says then. Where the entry is right and the label is not, the name is the entry's.
 func TestSalvageCatalogue(t *testing.T) {
 	t.Parallel()
 	seed := uint64(time.Now().UnixNano())
@@ -377,28 +377,46 @@ func TestSalvageCatalogue(t *testing.T) {
 	for _, m := range salvageImages(t)[:2] {
 		a, err := openWith(hostilePath, &Options{ReadOnly: true}, hostileOptions(newMemFS(m.img.data, m.img.log)))
 		require.NoError(t, err)
-		pages := map[pageNo]bool{}
-		for cur := (cursor{d: a.catalog, last: ^uint64(0)}); cur.next(); {
-			seg := a.catalog.table.Load().segment(a.catalog.hash(cur.key))
-			pages[seg.bucket(a.catalog.hash(cur.key))] = true
-		}
 		runs := 0
-		for _, p := range slices.Sorted(maps.Keys(pages)) {
-			was := *a.space.page(p)
-			for i, b := range was {
-				if b == 0 {
-					continue
-				}
-				data := slices.Clone(m.img.data)
-				copy(data[p<<pageShift:], was[:]) // the log may hold it
-				bit := r.IntN(8)
-				data[int(p)<<pageShift+i] ^= 1 << bit
-				what := fmt.Sprintf("seed %d: %s, page %d, bit %d of byte %d", seed, m.img.name, p, bit, i)
-				disk, report, err := salvageImage(t, what, data, m.img.log)
-				require.NoError(t, err, what)
-				_, missing := m.compare(t, what, disk, report, map[pageNo]bool{p: true})
+		salvage := func(what string, spoilt ...int) {
+			what = fmt.Sprintf("seed %d: %s, %s", seed, m.img.name, what)
+			data, bad := slices.Clone(m.img.data), map[pageNo]bool{}
+			for _, at := range spoilt {
+				data[at] ^= 1 << r.IntN(8)
+				bad[pageNo(at>>pageShift)] = true
+				what += fmt.Sprintf(", %#x is %#x", at, data[at])
+			}
+			disk, report, err := salvageImage(t, what, data, m.img.log)
+			require.NoError(t, err, what)
+			require.Len(t, report.Containers, len(m.content), what)
+			if len(spoilt) == 1 {
+				_, missing := m.compare(t, what, disk, report, bad)
 				require.Zero(t, missing, what)
-				runs++
+			}
+			for i, name := range slices.Sorted(maps.Keys(m.content)) {
+				require.Equal(t, name, report.Containers[i].Name, what)
+			}
+			runs++
+		}
+		buckets := map[pageNo]bool{}
+		for cur := (cursor{d: a.catalog, last: ^uint64(0)}); cur.next(); {
+			h := a.catalog.hash(cur.key)
+			no := a.catalog.table.Load().segment(h).bucket(h)
+			buckets[no] = true
+			c := m.content[string(cur.key)]
+			if c == nil {
+				continue
+			}
+			e, err := decodeEntry(cur.val)
+			require.NoError(t, err)
+			unused := int(no)<<pageShift + (*bucket)(a.space.page(no)).heap() - 1
+			salvage("label of "+string(cur.key), unused, int(e.hdr)<<pageShift+labelOff+1)
+		}
+		for no := range buckets {
+			for i, b := range a.space.page(no) {
+				if b != 0 {
+					salvage("entry", int(no)<<pageShift+i)
+				}
 			}
 		}
 		require.NoError(t, a.Close())
