@@ -369,7 +369,8 @@ func TestSalvagePages(t *testing.T) {
 }
 
 // TestSalvageCatalogue flips a bit of each byte of the catalogue's buckets: the containers are whole, and come out under their names,
-// whatever the entry says then. Where the entry is right and the label is not, the name is the entry's.
+// whatever the entry says then, also that the header is the catalogue's own. Where the entry is right and the label is not, the
+// name is the entry's.
 func TestSalvageCatalogue(t *testing.T) {
 	t.Parallel()
 	seed := uint64(time.Now().UnixNano())
@@ -378,18 +379,17 @@ func TestSalvageCatalogue(t *testing.T) {
 		a, err := openWith(hostilePath, &Options{ReadOnly: true}, hostileOptions(newMemFS(m.img.data, m.img.log)))
 		require.NoError(t, err)
 		runs := 0
-		salvage := func(what string, spoilt ...int) {
-			what = fmt.Sprintf("seed %d: %s, %s", seed, m.img.name, what)
+		salvage := func(what string, spoilt map[int]byte) {
+			what = fmt.Sprintf("seed %d: %s, %s, %v", seed, m.img.name, what, spoilt)
 			data, bad := slices.Clone(m.img.data), map[pageNo]bool{}
-			for _, at := range spoilt {
-				data[at] ^= 1 << r.IntN(8)
+			for at, b := range spoilt {
+				data[at] = b
 				bad[pageNo(at>>pageShift)] = true
-				what += fmt.Sprintf(", %#x is %#x", at, data[at])
 			}
 			disk, report, err := salvageImage(t, what, data, m.img.log)
 			require.NoError(t, err, what)
 			require.Len(t, report.Containers, len(m.content), what)
-			if len(spoilt) == 1 {
+			if len(bad) == 1 {
 				_, missing := m.compare(t, what, disk, report, bad)
 				require.Zero(t, missing, what)
 			}
@@ -409,13 +409,18 @@ func TestSalvageCatalogue(t *testing.T) {
 			}
 			e, err := decodeEntry(cur.val)
 			require.NoError(t, err)
-			unused := int(no)<<pageShift + (*bucket)(a.space.page(no)).heap() - 1
-			salvage("label of "+string(cur.key), unused, int(e.hdr)<<pageShift+labelOff+1)
+			page, label := int(no)<<pageShift, int(e.hdr)<<pageShift+labelOff+1
+			unused := page + (*bucket)(a.space.page(no)).heap() - 1
+			salvage("label of "+string(cur.key), map[int]byte{unused: 1, label: m.img.data[label] ^ 1})
+			if e.kind == kindDict {
+				hdr := page + bytes.Index(a.space.page(no)[:], cur.val) + entryHeaderOff
+				salvage("catalogue for "+string(cur.key), map[int]byte{hdr: byte(a.header.catalog), hdr + 1: byte(a.header.catalog >> 8)})
+			}
 		}
 		for no := range buckets {
 			for i, b := range a.space.page(no) {
 				if b != 0 {
-					salvage("entry", int(no)<<pageShift+i)
+					salvage("entry", map[int]byte{int(no)<<pageShift + i: b ^ 1<<r.IntN(8)})
 				}
 			}
 		}
