@@ -429,6 +429,36 @@ func TestSalvageCatalogue(t *testing.T) {
 	}
 }
 
+// TestSalvageTwins has the entry of a list lead to another one of the same type; a third's name is too long for a label.
+func TestSalvageTwins(t *testing.T) {
+	h := &hostile{t: t, what: "building"}
+	want := map[string]uint64{"one": 1, "two": 2, strings.Repeat("three", 400): 3}
+	img := h.image("twins", true, func(a *Arena) {
+		for name, v := range want {
+			l, err := List[uint64](a, name, nil)
+			h.must(err)
+			h.must(l.Append(v))
+		}
+	})
+	a, err := openWith(hostilePath, &Options{ReadOnly: true}, hostileOptions(newMemFS(img.data, nil)))
+	require.NoError(t, err)
+	entries := map[string][]byte{}
+	require.NoError(t, a.catalog.eachBytes(func(k, v []byte) bool { entries[string(k)] = slices.Clone(v); return true }))
+	require.NoError(t, a.Close())
+	data := slices.Clone(img.data)
+	copy(data[bytes.Index(data, entries["one"]):], entries["two"])
+	disk, report, err := salvageImage(t, "twins", data, nil)
+	require.NoError(t, err)
+	require.Len(t, report.Containers, len(want), report.String())
+	b := openSalvaged(t, "twins", disk)
+	for name, v := range want {
+		l, err := List[uint64](b, name, &ListOptions[uint64]{MustExist: true})
+		require.NoError(t, err)
+		require.Equal(t, []uint64{v}, slices.Collect(l.Values()), name)
+	}
+	require.NoError(t, b.Close())
+}
+
 // TestSalvageManyPages damages several pages at once.
 func TestSalvageManyPages(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
