@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"reflect"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -264,9 +265,14 @@ func (c *typeCodec[T]) decodeVaried(v *T, src []byte) (err error) {
 
 // noescape returns p, but the compiler does not know that: a value that a quiet
 // program works on may stay on the stack.
+//
+// While p is in x alone, the garbage collector does not see it: x moves to the
+// heap under -asan, and a goroutine may be stopped before x is read back.
 func noescape(p unsafe.Pointer) unsafe.Pointer {
 	x := uintptr(p)
-	return *(*unsafe.Pointer)(unsafe.Pointer(&x))
+	q := *(*unsafe.Pointer)(unsafe.Pointer(&x))
+	runtime.KeepAlive(p)
+	return q
 }
 
 // borrow returns a zero T on the heap. Programs hand what they work on to
