@@ -797,13 +797,14 @@ func (d *dict) mergeOnce(t *segmentTable, seg *segment, h uint64, head pageNo, b
 	if _, err := d.owned(t, seg, buddyHash, no); err != nil {
 		return false, err
 	}
-	old := [2]bucket{*b, *c}
+	was := *b
+	from := [2]*bucket{&was, c}
 	var hashes [2][]uint64
-	for i := range old {
+	for i := range from {
 		if l.words() {
 			break // spreadWords computes them
 		}
-		if hashes[i], err = d.hashes(&old[i]); err != nil {
+		if hashes[i], err = d.hashes(from[i]); err != nil {
 			return false, err
 		}
 	}
@@ -819,13 +820,13 @@ func (d *dict) mergeOnce(t *segmentTable, seg *segment, h uint64, head pageNo, b
 	b.setPrefix(prefixOf(h, depth-1))
 	l.clear(b, groups)
 	filler := [1]wordFiller{{b: b}}
-	for k := range old {
+	for k, old := range from {
 		if l.words() {
-			d.spreadWords(filler[:], &old[k], 0)
+			d.spreadWords(filler[:], old, 0)
 			continue
 		}
-		for i := l.next(&old[k], 0); i >= 0; i = l.next(&old[k], i+1) {
-			l.copyEntry(b, hashes[k][i], &old[k], i)
+		for i := l.next(old, 0); i >= 0; i = l.next(old, i+1) {
+			l.copyEntry(b, hashes[k][i], old, i)
 		}
 	}
 	d.setEntries(t, seg, h, local-1, head)
