@@ -266,8 +266,8 @@ func (c *typeCodec[T]) decodeVaried(v *T, src []byte) (err error) {
 // noescape returns p, but the compiler does not know that: a value that a quiet
 // program works on may stay on the stack.
 //
-// While p is in x alone, the garbage collector does not see it: x moves to the
-// heap under -asan, and a goroutine may be stopped before x is read back.
+// While p is in x alone, the garbage collector does not see it. That is no time
+// at all, except under -asan: there x moves to the heap, which may take long.
 func noescape(p unsafe.Pointer) unsafe.Pointer {
 	x := uintptr(p)
 	q := *(*unsafe.Pointer)(unsafe.Pointer(&x))
