@@ -1282,3 +1282,68 @@ func TestEMDictBounded(t *testing.T) {
 		}
 	}
 }
+
+// TestEMDictReadersSeeWholeWords stores words of which all bytes are alike: readers never see one with bytes of two. With
+// AddressSanitizer (make sanitize), as without optimization, nothing but the source keeps them whole.
+func TestEMDictReadersSeeWholeWords(t *testing.T) {
+	d := newDictFor[uint64, uint64](t, testOptions{opts: Options{NoSync: true}})
+	const alike = 0x0101010101010101
+	whole := func(what string, words ...uint64) bool {
+		for _, w := range words {
+			if w != w&0xff*alike {
+				return assert.Failf(t, "torn word", "%s: %#x", what, w)
+			}
+		}
+		return true
+	}
+	var done atomic.Bool
+	var wg sync.WaitGroup
+	for w := range uint64(2) {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(w, 0))
+			for !done.Load() {
+				k, v := (r.Uint64N(127)*2+1+w)*alike, r.Uint64N(256)*alike
+				var err error
+				switch r.IntN(4) {
+				case 0:
+					_, err = d.Delete(k)
+				case 1:
+					_, _, err = d.Compute(k, func(uint64, bool) (uint64, Op) { return v, OpStore })
+				default:
+					err = d.Set(k, v)
+				}
+				if !assert.NoError(t, err) {
+					return
+				}
+			}
+		})
+	}
+	wg.Go(func() {
+		keys, vals, found := make([]uint64, 255), make([]uint64, 255), make([]bool, 255)
+		for i := range keys {
+			keys[i] = uint64(i+1) * alike
+		}
+		for range pick(0, 2000, 500) {
+			for _, k := range keys {
+				v, _, err := d.Get(k)
+				if !assert.NoError(t, err) || !whole("Get", v) {
+					break
+				}
+			}
+			_, err := d.GetMany(keys, vals, found)
+			assert.NoError(t, err)
+			whole("GetMany", vals...)
+			for k, v := range d.All() {
+				if !whole("All", k, v) {
+					break
+				}
+			}
+			if t.Failed() {
+				break
+			}
+		}
+		done.Store(true)
+	})
+	wg.Wait()
+	require.NoError(t, d.Arena().verify())
+}
