@@ -574,6 +574,35 @@ func TestCodecUserUnsupported(t *testing.T) {
 }
 
 // Values, encodings and buffers stay where the caller has them.
+// TestCodecCollected encodes and decodes values that nothing else refers to, while the garbage collector runs all the time: with
+// AddressSanitizer (make sanitize) it ends at a use after free where the collector loses sight of one.
+func TestCodecCollected(t *testing.T) {
+	type node struct {
+		Name string
+		Tags []string
+		Next []struct{ A, B uint32 }
+	}
+	c, err := codecFor[node](nil)
+	require.NoError(t, err)
+	defer debug.SetGCPercent(debug.SetGCPercent(1))
+	var wg sync.WaitGroup
+	for range 32 {
+		wg.Go(func() {
+			for i := range pick(0, 30_000, 15_000) {
+				b, err := c.encode(nil, &node{strconv.Itoa(i), []string{"x", "y"}, make([]struct{ A, B uint32 }, i%5)})
+				if !assert.NoError(t, err) {
+					return
+				}
+				var v node
+				if !assert.NoError(t, c.decode(&v, b)) || !assert.Equal(t, strconv.Itoa(i), v.Name) {
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
 func TestCodecAllocs(t *testing.T) {
 	// With -d=checkptr=2 whatever is converted to an unsafe.Pointer moves to the
 	// heap, so the codec may cost as much as such a conversion does.
@@ -650,33 +679,4 @@ func benchmarkCodec[T any](b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-}
-
-// TestCodecCollected encodes and decodes values that nothing else refers to, while the garbage collector runs all the time: with
-// AddressSanitizer (make sanitize) it ends at a use after free where the collector loses sight of one.
-func TestCodecCollected(t *testing.T) {
-	type node struct {
-		Name string
-		Tags []string
-		Next []struct{ A, B uint32 }
-	}
-	c, err := codecFor[node](nil)
-	require.NoError(t, err)
-	defer debug.SetGCPercent(debug.SetGCPercent(1))
-	var wg sync.WaitGroup
-	for range 32 {
-		wg.Go(func() {
-			for i := range pick(0, 30_000, 15_000) {
-				b, err := c.encode(nil, &node{strconv.Itoa(i), []string{"x", "y"}, make([]struct{ A, B uint32 }, i%5)})
-				if !assert.NoError(t, err) {
-					return
-				}
-				var v node
-				if !assert.NoError(t, c.decode(&v, b)) || !assert.Equal(t, strconv.Itoa(i), v.Name) {
-					return
-				}
-			}
-		})
-	}
-	wg.Wait()
 }

@@ -798,7 +798,7 @@ func (d *dict) mergeOnce(t *segmentTable, seg *segment, h uint64, head pageNo, b
 		return false, err
 	}
 	was := *b
-	from := [2]*bucket{&was, c}
+	from := [2]*bucket{&was, c} // c is another page, with a prefix of its own
 	var hashes [2][]uint64
 	for i := range from {
 		if l.words() {

@@ -417,7 +417,7 @@ func TestSalvageCatalogue(t *testing.T) {
 				salvage("catalogue for "+string(cur.key), map[int]byte{hdr: byte(a.header.catalog), hdr + 1: byte(a.header.catalog >> 8)})
 			}
 		}
-		for no := range buckets {
+		for _, no := range slices.Sorted(maps.Keys(buckets)) { // so that the seed says all
 			for i, b := range a.space.page(no) {
 				if b != 0 {
 					salvage("entry", map[int]byte{int(no)<<pageShift + i: b ^ 1<<r.IntN(8)})
