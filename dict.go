@@ -156,8 +156,12 @@ func (d *dict) load(h pageNo) error {
 		return err
 	}
 	n := le.Uint64(hdr[dictLenOff:])
-	end, _ := d.a.alloc.usage() // pages: an entry takes a byte at least
-	if n > min(maxEntries, end<<pageShift) || le.Uint64(hdr[dictOverflowOff:]) > end {
+	end, _ := d.a.alloc.usage()    // pages
+	perPage := uint64(l.slots) + 1 // lines have one entry more
+	if l.kind == layoutSlotted {
+		perPage = pageSize // an entry takes a byte at least
+	}
+	if n > min(maxEntries, end*perPage) || le.Uint64(hdr[dictOverflowOff:]) > end {
 		return corruptAt(uint64(h)<<pageShift, "dict of %d entries", n)
 	}
 	t.base = int64(n)

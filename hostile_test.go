@@ -1032,6 +1032,26 @@ func TestHostileBytes(t *testing.T) {
 
 var hostileShare = flag.Int("emd.hostile.share", 80, "TestHostileBytes changes one byte of so many that it could")
 
+// TestHostileCounts has dicts claim more entries than they have, up to one for each byte of the file: Grow splits buckets until there is room for
+// all of them.
+func TestHostileCounts(t *testing.T) {
+	runs := 0
+	for _, img := range hostileImages(t)[1:3] {
+		for p := slotPages; p < len(img.data)/pageSize; p++ {
+			if hdr := img.data[p*pageSize:][:pageSize]; string(hdr[dictKindOff:dictLayoutOff]) == dictKind {
+				for _, n := range []int{len(img.data) / pageSize, len(img.data) / 16, len(img.data)} {
+					data := slices.Clone(img.data)
+					binary.LittleEndian.PutUint64(data[p*pageSize+dictLenOff:], uint64(n))
+					survive(t, fmt.Sprintf("%s: dict at page %d of %d entries", img.name, p, n), data, img.log)
+					runs++
+				}
+			}
+		}
+	}
+	require.NotZero(t, runs)
+	t.Logf("%d counts", runs)
+}
+
 // TestHostileRandom makes random edits.
 func TestHostileRandom(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
