@@ -139,25 +139,24 @@ func (m *dictModel[K, V]) step(remove int) {
 	require.Equal(t, v, got)
 }
 
+// check compares all. Its loops call require where something is wrong, because require takes longer than what they do.
 func (m *dictModel[K, V]) check() {
 	t, d := m.t, m.d
 	require.NoError(t, d.Arena().verify())
 	require.Equal(t, len(m.want), d.Len())
 	seen := map[K]bool{}
 	for k, v := range d.All() {
-		require.False(t, seen[k], "%v twice", k)
+		if w, ok := m.want[k]; seen[k] || !ok || v != w {
+			require.Fail(t, "wrong entry", "%v: %v, wanted %v (%v); twice: %v", k, v, w, ok, seen[k])
+		}
 		seen[k] = true
-		w, ok := m.want[k]
-		require.True(t, ok, "%v is not in the map", k)
-		require.Equal(t, w, v)
 	}
 	require.NoError(t, d.Err())
 	require.Len(t, seen, len(m.want))
 	for k, v := range m.want {
-		got, ok, err := d.Get(k)
-		require.NoError(t, err)
-		require.True(t, ok, "%v", k)
-		require.Equal(t, v, got)
+		if got, ok, err := d.Get(k); err != nil || !ok || got != v {
+			require.Fail(t, "wrong value", "%v: %v, %v, %v, wanted %v", k, got, ok, err, v)
+		}
 	}
 	for range 100 {
 		k := m.key(m.r)
@@ -192,8 +191,9 @@ func (m *dictModel[K, V]) checkBatches() {
 		require.NoError(t, err)
 		for i, k := range keys[:n] {
 			v, had := m.want[k] // zero if it is absent
-			require.Equal(t, had, oks[i], "%v", k)
-			require.Equal(t, v, vals[i], "%v", k)
+			if oks[i] != had || vals[i] != v {
+				require.Fail(t, "wrong value", "%v: %v, %v, wanted %v, %v", k, vals[i], oks[i], v, had)
+			}
 			if had {
 				found--
 			}
@@ -212,9 +212,10 @@ func (m *dictModel[K, V]) checkPartitions() {
 			i *= n / 1000 // of the many, a few
 		}
 		for k, v := range d.Partition(i, n) {
-			require.False(t, seen[k], "%v twice", k)
+			if seen[k] || v != m.want[k] {
+				require.Fail(t, "wrong entry", "%v: %v, wanted %v; twice: %v", k, v, m.want[k], seen[k])
+			}
 			seen[k] = true
-			require.Equal(t, m.want[k], v)
 		}
 	}
 	require.NoError(t, d.Err())

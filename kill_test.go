@@ -30,10 +30,7 @@ import (
 // The kill tests: a child process writes to a file and tells its parent, one line each, what it begins and what was acknowledged. The parent
 // kills it with SIGKILL at a random moment, looks into the file, and starts the next child on it.
 
-var (
-	killsFlag = flag.Int("emd.kills", 0, "kills of each kill test; 0 means 100, or 12 with -short")
-	crashSeed = flag.Uint64("emd.crash.seed", 0, "seed of the kill and power cut tests; 0 draws one. It fixes what is drawn, not the moments")
-)
+var killsFlag = flag.Int("emd.kills", 0, "kills of each kill test; 0 means 100, or 12 with -short")
 
 // children are the programs that this test binary becomes when it is started by child.
 var children = map[string]func(args []string){
@@ -197,10 +194,7 @@ func (k *killRun) path() string { return filepath.Join(k.dir, k.name+".emd") }
 // run runs the rounds. Check judges the file by what the child said: "begin n", "acked n". It opens the file itself
 // and returns what it found there, which the next child gets as its argument.
 func (k *killRun) run(t *testing.T, check func(t *testing.T, round int, said []string) string) {
-	seed := *crashSeed
-	if seed == 0 {
-		seed = uint64(time.Now().UnixNano())
-	}
+	seed := drawCrashSeed()
 	k.tally = map[string]int{}
 	r := rand.New(rand.NewPCG(seed, 1))
 	modes := slices.Sorted(maps.Keys(killModes))

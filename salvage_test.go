@@ -113,8 +113,8 @@ func fileWord(b []byte) uint32 {
 	return uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24
 }
 
-// contentPages reads all containers of an arena.
-func contentPages(t testing.TB, a *Arena) map[string]*heldContainer {
+// contentOnPages reads all containers of an arena, and with places on which pages each entry depends.
+func contentOnPages(t testing.TB, a *Arena, places bool) map[string]*heldContainer {
 	all := map[string]*heldContainer{}
 	for info := range a.Containers() {
 		c, err := a.openUntyped(info.Name)
@@ -128,10 +128,12 @@ func contentPages(t testing.TB, a *Arena) map[string]*heldContainer {
 			}
 			for i := range int(l.len()) {
 				el, err := l.lookup(nil, i)
-				require.NoError(t, err)
+				if err != nil {
+					require.NoError(t, err)
+				}
 				e := heldEntry{val: el.b, zero: el.zero}
 				k, at := tab.locate(l.first.Load() + uint64(i))
-				if p := tab.entry(k); p != 0 && l.width > 0 {
+				if p := tab.entry(k); places && p != 0 && l.width > 0 {
 					off := uint64(p)<<pageShift + at*l.width
 					for q := off >> pageShift; q <= (off+l.width-1)>>pageShift; q++ {
 						e.pages = append(e.pages, pageNo(q))
@@ -147,36 +149,18 @@ func contentPages(t testing.TB, a *Arena) map[string]*heldContainer {
 			continue
 		}
 		d := c.(*dict)
-		tab := d.table.Load()
-		if tab.bits != 0 {
+		if d.table.Load().bits != 0 {
 			h.way[fileWord(d.header()[dictRootOff:])] = true
 		}
 		cur := cursor{d: d, last: ^uint64(0)}
 		for cur.next() {
 			val, ok, err := d.farValue(&cur)
-			require.NoError(t, err)
-			require.True(t, ok)
+			if err != nil || !ok {
+				require.Fail(t, "value not read", "%v, %v", ok, err)
+			}
 			e := heldEntry{key: slices.Clone(cur.key), val: slices.Clone(val)}
-			hash := d.hash(e.key)
-			seg := tab.segment(hash)
-			if seg.off != 0 {
-				dirPage := pageNo((seg.off + 4*tab.index(hash, seg.depth())) >> pageShift)
-				e.pages = append(e.pages, dirPage)
-			}
-			for no := seg.bucket(hash); no != 0; no = (*bucket)(a.space.page(no)).next() {
-				e.pages = append(e.pages, no)
-			}
-			p, found, err := d.locate(seg.bucket(hash), hash, e.key, 0)
-			require.NoError(t, err)
-			require.True(t, found)
-			if d.layout.kind == layoutSlotted {
-				se, _ := d.layout.entry(p.b, entryOff(p.b, p.i))
-				if se.keyFar {
-					e.pages = append(e.pages, refPages(&d.recs, p.b.refAt(se.key))...)
-				}
-				if se.valFar {
-					e.pages = append(e.pages, refPages(&d.recs, p.b.refAt(se.val))...)
-				}
+			if places {
+				e.pages = entryPages(t, d, e.key)
 			}
 			h.byKey[string(e.key)] = len(h.entries)
 			h.entries = append(h.entries, e)
@@ -184,6 +168,31 @@ func contentPages(t testing.TB, a *Arena) map[string]*heldContainer {
 		require.NoError(t, cur.err)
 	}
 	return all
+}
+
+// entryPages returns the pages that a lookup of a key reads, but for those that all keys need.
+func entryPages(t testing.TB, d *dict, key []byte) (pages []pageNo) {
+	tab, hash := d.table.Load(), d.hash(key)
+	seg := tab.segment(hash)
+	if seg.off != 0 {
+		pages = append(pages, pageNo((seg.off+4*tab.index(hash, seg.depth()))>>pageShift))
+	}
+	for no := seg.bucket(hash); no != 0; no = (*bucket)(d.a.space.page(no)).next() {
+		pages = append(pages, no)
+	}
+	p, found, err := d.locate(seg.bucket(hash), hash, key, 0)
+	require.NoError(t, err)
+	require.True(t, found)
+	if d.layout.kind == layoutSlotted {
+		se, _ := d.layout.entry(p.b, entryOff(p.b, p.i))
+		if se.keyFar {
+			pages = append(pages, refPages(&d.recs, p.b.refAt(se.key))...)
+		}
+		if se.valFar {
+			pages = append(pages, refPages(&d.recs, p.b.refAt(se.val))...)
+		}
+	}
+	return pages
 }
 
 // salvageModel is an image and what it holds.
@@ -199,7 +208,7 @@ func newSalvageModel(t testing.TB, img fileImage) *salvageModel {
 	a, err := openWith(hostilePath, &Options{ReadOnly: true}, hostileOptions(newMemFS(img.data, img.log)))
 	require.NoError(t, err)
 	defer a.Close()
-	m := &salvageModel{img: img, content: contentPages(t, a), meta: map[string][]byte{}, metaHdr: a.header.meta, pages: len(img.data) / pageSize}
+	m := &salvageModel{img: img, content: contentOnPages(t, a, true), meta: map[string][]byte{}, metaHdr: a.header.meta, pages: len(img.data) / pageSize}
 	require.NoError(t, a.meta.eachBytes(func(k, v []byte) bool { m.meta[string(k)] = slices.Clone(v); return true }))
 	return m
 }
@@ -226,7 +235,7 @@ func salvageImages(t testing.TB) []*salvageModel {
 func (m *salvageModel) compare(t testing.TB, what string, disk *memFS, report Report, bad map[pageNo]bool) (had, missing int) {
 	a := openSalvaged(t, what, disk)
 	defer a.Close()
-	got := contentPages(t, a)
+	got := contentOnPages(t, a, false)
 	told := map[string]Salvaged{}
 	badSums := false // then no length can be trusted
 	for p := range bad {
