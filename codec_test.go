@@ -573,7 +573,6 @@ func TestCodecUserUnsupported(t *testing.T) {
 	assert.NoError(t, err)
 }
 
-// Values, encodings and buffers stay where the caller has them.
 // TestCodecCollected encodes and decodes values that nothing else refers to, while the garbage collector runs all the time: with
 // AddressSanitizer (make sanitize) it ends at a use after free where the collector loses sight of one.
 func TestCodecCollected(t *testing.T) {
@@ -603,6 +602,7 @@ func TestCodecCollected(t *testing.T) {
 	wg.Wait()
 }
 
+// TestCodecAllocs: values, encodings and buffers stay where the caller has them.
 func TestCodecAllocs(t *testing.T) {
 	// With -d=checkptr=2 whatever is converted to an unsafe.Pointer moves to the
 	// heap, so the codec may cost as much as such a conversion does.

@@ -937,6 +937,9 @@ func TestCrash(t *testing.T) {
 		switch {
 		case *crashScripts > 0:
 			j.limit, j.sample = 512, 32
+			for i := range 2 {
+				j.deep[i], j.kills[i], j.fails[i] = 2*j.deep[i], 2*j.kills[i], 2*j.fails[i]
+			}
 		case raceEnabled: // many times slower, and races do not depend on where the power is cut
 			j.limit, j.sample, j.deep, j.kills, j.fails = 2, 1, [2]float64{}, [2]float64{0.02}, [2]float64{0.02}
 		case mode.name != crashModes[0].name || script.name == "":

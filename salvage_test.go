@@ -113,7 +113,8 @@ func fileWord(b []byte) uint32 {
 	return uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24
 }
 
-// contentOnPages reads all containers of an arena, and with places on which pages each entry depends.
+// contentOnPages reads all containers of an arena, and with places on which pages each entry depends. Its loops call require where something
+// is wrong, because require takes longer than what they do.
 func contentOnPages(t testing.TB, a *Arena, places bool) map[string]*heldContainer {
 	all := map[string]*heldContainer{}
 	for info := range a.Containers() {
