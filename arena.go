@@ -77,6 +77,7 @@ const (
 	statusReadOnly
 	statusFailed
 	statusBroken // a failed Rollback: not even readable
+	statusShort  // the space has given up its reserve
 )
 
 // internalOptions are what tests may choose beside Options.
@@ -224,6 +225,7 @@ func (a *Arena) show(chunkSize int64, mark uint64, size int64, log file, recs []
 		return err
 	}
 	a.space.whole = a.opts.FullPages
+	a.space.onShort = func() { a.status.Or(statusShort) }
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.space.close())
@@ -748,6 +750,13 @@ func (a *Arena) admits(cost int64) bool {
 func (a *Arena) admitSlow(cost int64) error {
 	if err := a.writable(); err != nil {
 		return err
+	}
+	if a.status.Load()&statusShort != 0 {
+		a.status.And(^uint32(statusShort)) // first: it may be given up again at once
+		if err := a.space.renewReserve(); err != nil {
+			a.status.Or(statusShort)
+			return err
+		}
 	}
 	over := func() bool { return a.space.private.Load()+cost > a.limit }
 	if over() && a.space.fresh.Load() > a.limit/4 {

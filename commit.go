@@ -720,7 +720,7 @@ func sealCopy(log, main file, h *header, recs []record, whole bool) ([]record, e
 func (a *Arena) replay(log file, recs []record) error {
 	for i := range recs {
 		err := recs[i].eachEntry(log, func(e entry) error {
-			e.overlay(a.space.page(e.page))
+			e.overlay(a.space.own(e.page))
 			return nil
 		})
 		if err != nil {

@@ -1271,9 +1271,9 @@ func (s *smallSpace) Map(f file, written bool) mapping {
 	return &smallMapping{s.fileSystem.Map(f, written), s}
 }
 
-func (m *smallMapping) chunk(off, size, filed int64) (p unsafe.Pointer, err error) {
+func (m *smallMapping) chunk(off, size, filed int64) (p unsafe.Pointer, guarded bool, err error) {
 	if m.fs.full.Load() {
-		return nil, ErrFull
+		return nil, false, ErrFull
 	}
 	return m.mapping.chunk(off, size, filed)
 }

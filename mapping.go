@@ -11,7 +11,7 @@ import (
 //
 // That of a relaxed arena is shared: chunks are the file, in their whole length,
 // and what is stored there gets to the disk when the system likes. A page
-// past the end of the file must not be touched. Only chunk, sync, willNeed, prefetch
+// past the end of the file must not be touched. They are not guarded. Only chunk, sync, willNeed, prefetch
 // and close are used of it.
 //
 // All p and n are multiples of [osPageSize] and [p, p+n) lies inside one
@@ -24,8 +24,14 @@ type mapping interface {
 	// bytes are the file's, mapped private (copy on write), and the file is
 	// that long already; the rest is zero memory of the process. size and
 	// filed are multiples of 64 KiB. The address stays readable for the life of
-	// the process. ErrFull: no address space, or the kernel promises no memory.
-	chunk(off, size, filed int64) (unsafe.Pointer, error)
+	// the process. If guarded, the filed bytes may be written only after own.
+	// ErrFull: no address space, or the kernel promises no memory.
+	chunk(off, size, filed int64) (p unsafe.Pointer, guarded bool, err error)
+
+	// own has the system promise memory for private copies of [p, p+n), which
+	// is guarded; from then on they may be written. It is not called again for them.
+	// ErrFull: there is none to promise, and the range stays as it was.
+	own(p unsafe.Pointer, n int64) error
 
 	// adopt replaces the memory [p, p+n) by a private mapping of the file at
 	// off, which holds the same bytes already, so that the kernel may evict

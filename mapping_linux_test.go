@@ -28,7 +28,7 @@ func TestChunkRefused(t *testing.T) {
 	require.NoError(t, unix.Setrlimit(unix.RLIMIT_DATA, &lower))
 	var err error
 	for i := 0; i < 6 && err == nil; i++ {
-		_, err = m.chunk(0, size, size)
+		_, err = writableChunk(m, 0, size, size)
 	}
 	require.NoError(t, unix.Setrlimit(unix.RLIMIT_DATA, &old))
 
@@ -36,7 +36,7 @@ func TestChunkRefused(t *testing.T) {
 		assert.ErrorIs(t, err, ErrFull)
 		assert.ErrorIs(t, err, unix.ENOMEM)
 	}
-	_, err = m.chunk(0, testChunk, testChunk)
+	_, err = writableChunk(m, 0, testChunk, testChunk)
 	assert.NoError(t, err)
 }
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"testing"
 	"time"
 	"unsafe"
@@ -16,6 +17,15 @@ import (
 )
 
 const testChunk = 256 << 10
+
+// writableChunk is a chunk of which all is owned.
+func writableChunk(m mapping, off, size, filed int64) (unsafe.Pointer, error) {
+	p, guarded, err := m.chunk(off, size, filed)
+	if err == nil && guarded {
+		err = m.own(p, filed)
+	}
+	return p, err
+}
 
 // patternFile returns a new open file and its content of size bytes.
 func patternFile(t *testing.T, size int) (file, []byte) {
@@ -56,7 +66,7 @@ func TestMappingChunk(t *testing.T) {
 		for _, c := range []struct{ off, filed int64 }{
 			{0, testChunk}, {testChunk, 64 << 10}, {2 * testChunk, 0},
 		} {
-			p, err := m.chunk(c.off, testChunk, c.filed)
+			p, err := writableChunk(m, c.off, testChunk, c.filed)
 			require.NoError(t, err)
 			b := bytesAt(p, testChunk)
 			want := make([]byte, testChunk)
@@ -79,13 +89,13 @@ func TestMappingChunk(t *testing.T) {
 
 func TestMappingChunkPastFile(t *testing.T) {
 	f, _ := patternFile(t, 64<<10)
-	_, err := newHeapMapping(f).chunk(0, testChunk, testChunk)
+	_, err := writableChunk(newHeapMapping(f), 0, testChunk, testChunk)
 	assert.Error(t, err)
 }
 
 func TestMappingAdoptDrop(t *testing.T) {
 	eachMapping(t, func(t *testing.T, f file, content []byte, m mapping) {
-		p, err := m.chunk(testChunk, testChunk, 64<<10)
+		p, err := writableChunk(m, testChunk, testChunk, 64<<10)
 		require.NoError(t, err)
 		b := bytesAt(p, testChunk)
 
@@ -113,12 +123,54 @@ func TestMappingAdoptDrop(t *testing.T) {
 	})
 }
 
+// What a guarded chunk shows of the file may be changed after own, page by page, and is private then.
+func TestMappingGuard(t *testing.T) {
+	f, content := patternFile(t, testChunk)
+	m := osFS{far: true}.Map(f, true)
+	defer m.close()
+	p, guarded, err := m.chunk(0, testChunk, testChunk)
+	require.NoError(t, err)
+	b := bytesAt(p, testChunk)
+	page := osPageSize()
+	store := func(i int) (err error) {
+		defer catchFault(&err, debug.SetPanicOnFault(true))
+		b[i]++
+		return nil
+	}
+	require.True(t, bytes.Equal(content, b))
+	if !guarded { // this system promises memory for whole chunks
+		require.NoError(t, store(2*page))
+		return
+	}
+	require.Error(t, store(2*page))
+	require.NoError(t, m.own(unsafe.Pointer(&b[2*page]), int64(page)))
+	for _, i := range []int{2 * page, 3*page - 1} {
+		require.NoError(t, store(i))
+	}
+	for _, i := range []int{0, 2*page - 1, 3 * page, len(b) - 1} {
+		require.Error(t, store(i), "%d", i)
+	}
+	now := make([]byte, testChunk)
+	require.NoError(t, readWhole(f, now, 0))
+	require.True(t, bytes.Equal(content, now), "the file stays as it is")
+	content[5*page]++
+	_, err = f.WriteAt(content, 0)
+	require.NoError(t, err)
+	assert.Equal(t, content[5*page], b[5*page], "a page that is not owned shows the file")
+	assert.NotEqual(t, content[2*page], b[2*page], "one that has changed does not")
+	require.NoError(t, m.own(unsafe.Pointer(&b[5*page]), int64(page)))
+	assert.Equal(t, content[5*page], b[5*page])
+	require.NoError(t, store(5*page))
+	require.NoError(t, readWhole(f, now, 0))
+	require.True(t, bytes.Equal(content, now))
+}
+
 func allZero(b []byte) bool { return len(bytes.Trim(b, "\x00")) == 0 }
 
 func TestHeapMappingFindsMissedStore(t *testing.T) {
 	f, _ := patternFile(t, testChunk)
 	m := newHeapMapping(f)
-	p, err := m.chunk(0, testChunk, testChunk)
+	p, err := writableChunk(m, 0, testChunk, testChunk)
 	require.NoError(t, err)
 	require.NoError(t, m.drop(p, testChunk, 0))
 	bytesAt(p, testChunk)[5*pageSize+7]++
@@ -129,9 +181,9 @@ func TestHeapMappingFindsMissedStore(t *testing.T) {
 
 func TestMappingClose(t *testing.T) {
 	eachMapping(t, func(t *testing.T, f file, content []byte, m mapping) {
-		whole, err := m.chunk(0, testChunk, testChunk)
+		whole, err := writableChunk(m, 0, testChunk, testChunk)
 		require.NoError(t, err)
-		part, err := m.chunk(testChunk, testChunk, 64<<10)
+		part, err := writableChunk(m, testChunk, testChunk, 64<<10)
 		require.NoError(t, err)
 		bytesAt(part, testChunk)[testChunk-1] = 1
 		require.NoError(t, m.close())
@@ -152,7 +204,7 @@ func TestMappingReuse(t *testing.T) {
 	for range 20 {
 		m := osFS{}.Map(f, true)
 		for i := range int64(3) {
-			p, err := m.chunk(i*testChunk, testChunk, 0)
+			p, err := writableChunk(m, i*testChunk, testChunk, 0)
 			require.NoError(t, err)
 			b := bytesAt(p, testChunk)
 			require.True(t, allZero(b))

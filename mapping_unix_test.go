@@ -38,7 +38,7 @@ func TestUnixMappingShowsFile(t *testing.T) {
 			f, content := patternFile(t, testChunk)
 			m := osFS{}.Map(f, true)
 			defer m.close()
-			p, err := m.chunk(0, testChunk, testChunk)
+			p, err := writableChunk(m, 0, testChunk, testChunk)
 			require.NoError(t, err)
 			b := bytesAt(p, testChunk)
 			b[0] ^= 0xFF
@@ -60,7 +60,7 @@ func TestUnixMappingPlaces(t *testing.T) {
 	const n = 2 * farStep // more than one reservation of far chunks
 	chunks := func(m mapping) (all []uintptr) {
 		for i := range int64(n) {
-			p, err := m.chunk(i*testChunk, testChunk, 0)
+			p, err := writableChunk(m, i*testChunk, testChunk, 0)
 			require.NoError(t, err)
 			all = append(all, uintptr(p))
 		}
@@ -84,7 +84,7 @@ func TestUnixMappingPlaces(t *testing.T) {
 		}
 	}
 	assert.Greater(t, places[0], places[1], "out of order")
-	p, err := far.chunk(n*testChunk, testChunk, 0)
+	p, err := writableChunk(far, n*testChunk, testChunk, 0)
 	require.NoError(t, err)
 	assert.True(t, faults(func() { sink = *(*byte)(unsafe.Add(p, -1)) }), "the gap below")
 	require.NoError(t, far.close())
@@ -119,7 +119,7 @@ func TestUnixMappingSteps(t *testing.T) {
 func TestUnixMappingClosedIsReadOnly(t *testing.T) {
 	f, _ := patternFile(t, testChunk)
 	m := osFS{}.Map(f, true)
-	p, err := m.chunk(0, testChunk, testChunk)
+	p, err := writableChunk(m, 0, testChunk, testChunk)
 	require.NoError(t, err)
 	require.NoError(t, m.close())
 	assert.False(t, faults(func() { sink = *(*byte)(p) }))
@@ -150,7 +150,7 @@ func TestUnixMappingLateReaders(t *testing.T) {
 	}
 	for range 200 {
 		m := osFS{}.Map(f, true)
-		p, err := m.chunk(0, testChunk, testChunk/2)
+		p, err := writableChunk(m, 0, testChunk, testChunk/2)
 		require.NoError(t, err)
 		current.Store((*byte)(p))
 		copy(bytesAt(p, testChunk), content)

@@ -42,7 +42,7 @@ func TestWindowsReadOnlyView(t *testing.T) {
 	f, content := patternFile(t, testChunk)
 	for written, want := range map[bool]uint32{true: windows.PAGE_WRITECOPY, false: windows.PAGE_READONLY} {
 		m := osFS{}.Map(f, written)
-		p, err := m.chunk(0, testChunk, testChunk)
+		p, err := writableChunk(m, 0, testChunk, testChunk)
 		require.NoError(t, err)
 		assert.True(t, bytes.Equal(content, bytesAt(p, testChunk)))
 		assert.Equal(t, want, protection(t, p), "written: %v", written)
@@ -93,7 +93,7 @@ func TestWindowsViewsReused(t *testing.T) {
 	for range 20 {
 		m := osFS{}.Map(f, true)
 		for i := range int64(n) {
-			p, err := m.chunk(i*testChunk, testChunk, testChunk)
+			p, err := writableChunk(m, i*testChunk, testChunk, testChunk)
 			require.NoError(t, err)
 			require.True(t, bytes.Equal(content[i*testChunk:(i+1)*testChunk], bytesAt(p, testChunk)))
 			bytesAt(p, testChunk)[0]++ // private
@@ -109,7 +109,7 @@ func TestWindowsViewsReused(t *testing.T) {
 
 	// A smaller one takes a part.
 	m := osFS{}.Map(f, true)
-	p, err := m.chunk(64<<10, 64<<10, 64<<10)
+	p, err := writableChunk(m, 64<<10, 64<<10, 64<<10)
 	require.NoError(t, err)
 	assert.True(t, seen[p])
 	assert.True(t, bytes.Equal(content[64<<10:128<<10], bytesAt(p, 64<<10)))
@@ -129,7 +129,7 @@ func TestWindowsNeighbours(t *testing.T) {
 		neighbours := 0
 		var last unsafe.Pointer
 		for i := range int64(n) {
-			p, err := m.chunk(i*testChunk, testChunk, filed)
+			p, err := writableChunk(m, i*testChunk, testChunk, filed)
 			require.NoError(t, err)
 			if i > 0 && p == unsafe.Add(last, testChunk) {
 				neighbours++
@@ -209,7 +209,7 @@ func TestWindowsNotShared(t *testing.T) {
 func TestWindowsMappedFileCannotBeCut(t *testing.T) {
 	f, content := patternFile(t, 2*testChunk)
 	m := osFS{}.Map(f, false)
-	_, err := m.chunk(0, testChunk, testChunk)
+	_, err := writableChunk(m, 0, testChunk, testChunk)
 	require.NoError(t, err)
 	err = f.Truncate(testChunk)
 	assert.ErrorIs(t, err, windows.ERROR_USER_MAPPED_FILE)
@@ -279,7 +279,7 @@ func TestWindowsReadOnlyFile(t *testing.T) {
 func TestWindowsLateReaders(t *testing.T) {
 	f, _ := patternFile(t, testChunk)
 	m := osFS{}.Map(f, true)
-	p, err := m.chunk(0, testChunk, testChunk/2)
+	p, err := writableChunk(m, 0, testChunk, testChunk/2)
 	require.NoError(t, err)
 	var stop atomic.Bool
 	done := make(chan any)
@@ -295,7 +295,7 @@ func TestWindowsLateReaders(t *testing.T) {
 	for range 200 {
 		require.NoError(t, m.close())
 		m = osFS{}.Map(f, true)
-		_, err = m.chunk(0, testChunk, testChunk/2)
+		_, err = writableChunk(m, 0, testChunk, testChunk/2)
 		require.NoError(t, err)
 	}
 	stop.Store(true)

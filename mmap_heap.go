@@ -31,25 +31,28 @@ func newHeapMapping(f io.ReaderAt) *heapMapping { return &heapMapping{f: f, chec
 
 func newSharedHeapMapping(f file) *heapMapping { return &heapMapping{f: f, shared: f} }
 
-func (m *heapMapping) chunk(off, size, filed int64) (unsafe.Pointer, error) {
+func (m *heapMapping) chunk(off, size, filed int64) (p unsafe.Pointer, guarded bool, err error) {
 	if err := heapRoom(size, m.limit); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if m.shared != nil {
 		end, err := m.shared.Size()
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		filed = min(max(end-off, 0), size)
 	}
 	b := make([]byte, size) // the runtime aligns large objects to 8 KiB
 	if err := readWhole(m.f, b[:filed], off); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	m.chunks = append(m.chunks, b)
 	m.starts = append(m.starts, off)
-	return unsafe.Pointer(unsafe.SliceData(b)), nil
+	return unsafe.Pointer(unsafe.SliceData(b)), false, nil
 }
+
+// own is never called: nothing is guarded.
+func (m *heapMapping) own(unsafe.Pointer, int64) error { return nil }
 
 // heapRoom returns ErrFull when n more bytes would take the Go heap past limit:
 // the runtime ends a program that gets no memory.

@@ -106,7 +106,7 @@ func TestHeapMappingFull(t *testing.T) {
 func TestHeapMappingPrivate(t *testing.T) {
 	f, content := patternFile(t, testChunk)
 	m := &heapMapping{f: f}
-	p, err := m.chunk(0, testChunk, testChunk)
+	p, err := writableChunk(m, 0, testChunk, testChunk)
 	require.NoError(t, err)
 	_, err = f.WriteAt(make([]byte, testChunk), 0)
 	require.NoError(t, err)

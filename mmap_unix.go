@@ -32,8 +32,10 @@ type unixMapping struct {
 	shared bool
 
 	// far places chunks out of order, each beside an inaccessible gap of its
-	// size, so that tests find code which takes chunks for neighbours.
-	far bool
+	// size, so that tests find code which takes chunks for neighbours. guard
+	// makes the file's pages in them read-only until own, as on Windows, so that
+	// tests find stores of which the space is not told.
+	far, guard bool
 
 	prot   int            // of the file's pages
 	step   int64          // bytes of the next reservation
@@ -45,25 +47,29 @@ type unixMapping struct {
 // wholeChunks says that a shared chunk must lie in the file as a whole.
 const wholeChunks = false
 
-// newMapping returns a mapping of f, with chunks far apart if far is set.
+// newMapping returns a mapping of f, with chunks far apart, and guarded, if far
+// is set.
 func newMapping(f *os.File, far bool, use mapUse) mapping {
-	m := &unixMapping{f: f, far: far, shared: use == mapShared, prot: unix.PROT_READ, step: firstStep}
+	m := &unixMapping{f: f, far: far, guard: far && use == mapPrivate, shared: use == mapShared, prot: unix.PROT_READ, step: firstStep}
 	if use != mapToRead {
 		m.prot |= unix.PROT_WRITE
 	}
 	return m
 }
 
-func (m *unixMapping) chunk(off, size, filed int64) (unsafe.Pointer, error) {
-	p, err := m.place(size)
+func (m *unixMapping) chunk(off, size, filed int64) (p unsafe.Pointer, guarded bool, err error) {
+	p, err = m.place(size)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if m.shared {
 		filed = size
 	}
 	if filed > 0 {
 		err = m.mapFile(p, filed, off)
+	}
+	if guarded = m.guard && filed > 0; guarded && err == nil {
+		err = mprotect(p, filed, unix.PROT_READ)
 	}
 	if err == nil && filed < size {
 		err = mapMemory(unsafe.Add(p, filed), size-filed)
@@ -73,11 +79,18 @@ func (m *unixMapping) chunk(off, size, filed int64) (unsafe.Pointer, error) {
 		// come to fill. Map nothing there again: forget the reservation.
 		m.room = addressRange{}
 		m.held = m.held[:len(m.held)-1]
-		return nil, fmt.Errorf("chunk of %d bytes, the first %d a writable map of the file: %w",
+		return nil, false, fmt.Errorf("chunk of %d bytes, the first %d a writable map of the file: %w",
 			size, filed, full(err))
 	}
 	m.chunks = append(m.chunks, addressRange{p, size})
-	return p, nil
+	return p, guarded, nil
+}
+
+func (m *unixMapping) own(p unsafe.Pointer, n int64) error {
+	if err := mprotect(p, n, m.prot); err != nil {
+		return fmt.Errorf("make %d bytes of the file writable in memory: %w", n, full(err))
+	}
+	return nil
 }
 
 // place takes size bytes from the reservation, or from a new one.
@@ -263,6 +276,10 @@ func mmap(fd int, off int64, p unsafe.Pointer, n int64, prot, flags int) (q unsa
 		return err
 	})
 	return q, err
+}
+
+func mprotect(p unsafe.Pointer, n int64, prot int) error {
+	return uninterrupted(func() error { return unix.Mprotect(bytesAt(p, n), prot) })
 }
 
 func madvise(p unsafe.Pointer, n int64, advice int) error {

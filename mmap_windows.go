@@ -37,13 +37,16 @@ var zeroSection = sync.OnceValues(func() (windows.Handle, error) {
 const zeroSize = defaultChunkSize
 
 // A windowsMapping shows a chunk that lies in the file as a whole through a
-// view: copy-on-write, or read-only where nobody writes. Other chunks are
+// view, read-only at first; own makes pages of it copy-on-write. Other chunks are
 // committed memory, into which the filed part is read: views cannot be placed
 // beside memory inside one range by calls that all supported versions of Windows
 // have.
 //
-// Windows charges both kinds against its commit limit in full, but for read-only
-// views, which cost nothing.
+// Windows charges memory and copy-on-write pages against its commit limit, the
+// latter also before they are written, and read-only pages not at all. So what is
+// charged of the file's pages is what has changed since Open. Where pages
+// cannot change one by one, see ownsPages, a view for writing is copy-on-write as
+// a whole, and charged in full.
 type windowsMapping struct {
 	f      *os.File
 	far    bool
@@ -68,22 +71,56 @@ func newMapping(f *os.File, far bool, use mapUse) mapping {
 // views must.
 const wholeChunks = true
 
-func (m *windowsMapping) chunk(off, size, filed int64) (p unsafe.Pointer, err error) {
+func (m *windowsMapping) chunk(off, size, filed int64) (p unsafe.Pointer, guarded bool, err error) {
 	view := filed == size || m.use == mapShared
+	guarded = view && m.use == mapPrivate && ownsPages()
 	if view {
-		p, err = m.view(off, size)
+		p, err = m.view(off, size, guarded)
 	} else {
 		p, err = m.readChunk(off, size, filed)
 	}
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	m.chunks = append(m.chunks, windowsChunk{addressRange{p, size}, view})
 	if !m.far {
 		m.next = uintptr(p) + uintptr(size)
 	}
-	return p, nil
+	return p, guarded, nil
 }
+
+func (m *windowsMapping) own(p unsafe.Pointer, n int64) error {
+	if err := protect(addressRange{p, n}, windows.PAGE_WRITECOPY); err != nil {
+		return fmt.Errorf("memory for private copies of %d bytes: %w", n, full(err))
+	}
+	return nil
+}
+
+// ownsPages says whether VirtualProtect makes pages of a read-only view
+// copy-on-write, whether they have been read before or not. Wine's lets stores through to the section.
+var ownsPages = sync.OnceValue(func() bool {
+	const size = 2 * pageSize
+	section, err := windows.CreateFileMapping(windows.InvalidHandle, nil, windows.PAGE_READWRITE, 0, size, nil)
+	if err != nil {
+		return false
+	}
+	defer windows.CloseHandle(section)
+	var views [2][]byte
+	for i := range views {
+		p, err := mapView(section, windows.FILE_MAP_READ, 0, size, 0)
+		if err != nil {
+			return false
+		}
+		defer windows.UnmapViewOfFile(uintptr(p))
+		views[i] = bytesAt(p, size)
+	}
+	ours, theirs := views[0], views[1]
+	if ours[0] != 0 || protect(addressRange{unsafe.Pointer(&ours[0]), size}, windows.PAGE_WRITECOPY) != nil {
+		return false
+	}
+	ours[0], ours[pageSize] = 1, 1
+	return theirs[0] == 0 && theirs[pageSize] == 0
+})
 
 // readChunk returns memory of size bytes, the first filed of them read from the
 // file at off.
@@ -163,13 +200,15 @@ func (m *windowsMapping) close() error {
 
 // view maps [off, off+size) of the file: untouched pages show the file, also
 // what WriteFile changes later; a page written to is private, but in a shared mapping the file's.
-func (m *windowsMapping) view(off, size int64) (p unsafe.Pointer, err error) {
+func (m *windowsMapping) view(off, size int64, guarded bool) (p unsafe.Pointer, err error) {
 	protection, access := uint32(windows.PAGE_WRITECOPY), uint32(windows.FILE_MAP_COPY)
-	switch m.use {
-	case mapToRead:
+	switch {
+	case m.use == mapToRead:
 		protection, access = windows.PAGE_READONLY, windows.FILE_MAP_READ
-	case mapShared:
+	case m.use == mapShared:
 		protection, access = windows.PAGE_READWRITE, windows.FILE_MAP_WRITE
+	case guarded:
+		access = windows.FILE_MAP_READ
 	}
 	err = withFD(m.f, func(fd uintptr) error {
 		// A section of size 0 is as long as the file is now. The view keeps it

@@ -453,7 +453,7 @@ func (s *salvager) show(size int64, log file, recs []record) (err error) {
 	for i := range recs {
 		err := recs[i].eachEntry(log, func(e entry) error {
 			if uint64(e.page) < s.limit {
-				e.overlay(a.space.page(e.page))
+				e.overlay(a.space.own(e.page))
 			}
 			return nil
 		})

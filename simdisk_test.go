@@ -1041,9 +1041,9 @@ func (m *simMapping) ask(op string) error {
 	return m.d.ask(op, "")
 }
 
-func (m *simMapping) chunk(off, size, filed int64) (unsafe.Pointer, error) {
+func (m *simMapping) chunk(off, size, filed int64) (p unsafe.Pointer, guarded bool, err error) {
 	if err := m.ask("chunk"); err != nil {
-		return nil, asFull(err) // as the contract says
+		return nil, false, asFull(err) // as the contract says
 	}
 	return m.memory(off, size, filed)
 }
@@ -1051,14 +1051,14 @@ func (m *simMapping) chunk(off, size, filed int64) (unsafe.Pointer, error) {
 // simChunks are chunks of memory that were given back.
 var simChunks sync.Pool
 
-func (m *simMapping) memory(off, size, filed int64) (unsafe.Pointer, error) {
+func (m *simMapping) memory(off, size, filed int64) (p unsafe.Pointer, guarded bool, err error) {
 	b, _ := simChunks.Get().([]byte)
 	if int64(len(b)) != size {
 		return m.heapMapping.chunk(off, size, filed)
 	}
 	clear(b[filed:])
 	m.chunks = append(m.chunks, b)
-	return unsafe.Pointer(unsafe.SliceData(b)), readWhole(m.f, b[:filed], off)
+	return unsafe.Pointer(unsafe.SliceData(b)), false, readWhole(m.f, b[:filed], off)
 }
 
 // close lets the memory be used again where nobody can be reading it late.

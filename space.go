@@ -79,8 +79,10 @@ type space struct {
 	mu       sync.Mutex
 	dirty    []*chunk // chunks with dirty lines, in the order of their first
 	fileSize int64
-	ensured  int   // chunks that are mapped, or will be at their first use
-	mapErr   error // why a chunk could not be mapped
+	ensured  int    // chunks that are mapped, or will be at their first use
+	mapErr   error  // why a chunk could not be mapped
+	reserve  []byte // see reserveSize
+	onShort  func() // called when it is given up
 }
 
 // A chunkTable finds the memory of a page with one load. It is replaced, not
@@ -113,6 +115,7 @@ type chunk struct {
 	lines  []uint64    // a word for each page, a bit for each changed line
 	groups []uint64    // a bit for each 64 pages: one of them has changed lines
 	owned  []uint64    // a bit for each page: memory has a copy of its own
+	guards []uint64    // a bit for each page that is read-only until it is owned; nil: none is
 	sums   []uint32    // of each fresh page: the checksum of what the file has there
 	listed atomic.Bool // in space.dirty
 }
@@ -137,6 +140,7 @@ func makeSpace(f file, m mapping, chunkSize, fileSize int64) *space {
 		shift:   uint8(bits.TrailingZeros64(uint64(slot)) - pageShift),
 		grow:    uint8(bits.TrailingZeros64(uint64(chunkSize / slot))),
 		osShift: uint8(max(0, bits.TrailingZeros(uint(osPageSize()))-pageShift)),
+		onShort: func() {},
 	}
 	s.mask = 1<<s.shift - 1
 	s.table.Store(&chunkTable{})
@@ -184,7 +188,8 @@ func (s *space) close() error {
 	for c := range t.all {
 		freeTable(c.table)
 	}
-	s.dirty = nil
+	freeTable(s.reserve)
+	s.dirty, s.reserve = nil, nil
 	return err
 }
 
@@ -303,11 +308,17 @@ func (s *space) mapChunk(i int) error {
 	first, n := s.slots(i)
 	off, size := int64(first)<<(s.shift+pageShift), int64(n)<<(s.shift+pageShift)
 	filed := min(max(int64(s.border.Load())<<pageShift-off, 0), size)
-	mem, err := s.mapping.chunk(off, size, filed)
+	mem, guarded, err := s.mapping.chunk(off, size, filed)
 	if err != nil {
 		return err
 	}
 	c := &chunk{first: pageNo(first) << s.shift, pages: pageNo(n) << s.shift, mem: mem}
+	if guarded {
+		if err := s.keepReserve(); err != nil {
+			return err
+		}
+		c.guard(pageNo(filed >> pageShift))
+	}
 	if s.tables {
 		if err := c.makeTables(int(c.pages)); err != nil {
 			return err
@@ -468,6 +479,7 @@ func (s *space) touchSlow(p pageNo, lines uint64) {
 	}
 	c := s.table.Load().chunks[p>>s.shift]
 	in := p - c.first
+	s.unguard(c, in) // first: who finds a line marked stores there at once
 	isFresh := uint64(p) >= s.border.Load()
 	if isFresh || s.whole && keeps(fullPagesRule) {
 		lines = allLines
@@ -487,6 +499,70 @@ func (s *space) touchSlow(p pageNo, lines uint64) {
 			s.fresh.Add(pageSize)
 		}
 	}
+}
+
+// Where a system charges a private map of a file in full against the memory that
+// it can promise, it is guarded: mapped read-only, and a page becomes writable
+// before it is first stored to. Then memory can run out in the middle of a
+// change. So the space keeps a reserve of promised memory, which it gives up for
+// the changes that have begun; others are not admitted until it has one again.
+const reserveSize = 16 << 20
+
+// guard marks the first n pages of c as read-only.
+func (c *chunk) guard(n pageNo) {
+	c.guards = make([]uint64, (c.pages+63)/64)
+	for i := range n {
+		c.guards[i>>6] |= 1 << (i & 63)
+	}
+}
+
+// unguard lets page in of c be stored to.
+func (s *space) unguard(c *chunk, in pageNo) {
+	if c.guards == nil || atomic.LoadUint64(&c.guards[in>>6])>>(in&63)&1 == 0 {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := pageNo(1) << s.osShift
+	in &^= n - 1
+	if c.guards[in>>6]>>(in&63)&1 == 0 {
+		return
+	}
+	p, size := unsafe.Add(c.mem, uintptr(in)<<pageShift), int64(n)<<pageShift
+	err := s.mapping.own(p, size)
+	if err != nil && s.reserve != nil {
+		freeTable(s.reserve)
+		s.reserve = nil
+		s.onShort()
+		err = s.mapping.own(p, size)
+	}
+	if err != nil { // as the Go runtime does without memory
+		panic(fmt.Sprintf("emd: page %d cannot be changed: %v", c.first+in, err))
+	}
+	atomic.AndUint64(&c.guards[in>>6], ^((1<<n - 1) << (in & 63)))
+}
+
+// own returns a page for a store of which the dirty map is not told.
+func (s *space) own(p pageNo) *page {
+	m := s.page(p)
+	c, in := s.chunkOf(uint64(p))
+	s.unguard(c, in)
+	return m
+}
+
+// keepReserve takes a reserve, if there is none. The caller holds mu, or is alone.
+func (s *space) keepReserve() (err error) {
+	if s.reserve == nil {
+		s.reserve, err = allocTable(reserveSize)
+	}
+	return err
+}
+
+// renewReserve takes a new one, if it was given up.
+func (s *space) renewReserve() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.keepReserve()
 }
 
 // A dirtyPage is a page with changed lines; word is its entry of the map.

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -20,7 +21,10 @@ import (
 // Where files may lie besides a large ext4: each place works, or fails with an
 // error that says what to do.
 
-var _ = addChild("limited", childLimited)
+var (
+	_ = addChild("limited", childLimited)
+	_ = addChild("short", childShort)
+)
 
 // squareFile makes a file with n squares, and returns what it holds. With crash, only the log has the last of them.
 func squareFile(t *testing.T, path string, n int, crash bool) []uint32 {
@@ -370,4 +374,99 @@ func childLimited(args []string) {
 	}
 	must(a.Close())
 	say("opened")
+}
+
+// TestShortOfMemory has the memory that the system promises run out where pages are promised one by one, see reserveSize: what has
+// begun ends well, what follows is ErrFull, until there is memory again.
+func TestShortOfMemory(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the detector's own memory is beyond the limit")
+	}
+	path := filepath.Join(t.TempDir(), "short.emd")
+	l, err := OpenList[[pageSize]byte](path, nil)
+	require.NoError(t, err)
+	require.NoError(t, l.Resize(shortPages))
+	require.NoError(t, l.Fill(0, shortPages, [pageSize]byte{1}))
+	require.NoError(t, l.Close())
+
+	c := child(t, "short", path)
+	said, err := c.rest()
+	require.NoError(t, err, "%q %s", said, c.errs)
+	require.Len(t, said, 2)
+	set, err := strconv.Atoi(said[0])
+	require.NoError(t, err)
+	if os.Getenv("EMD_TEST_EMULATOR") == "" { // an emulator does not enforce the limit
+		require.Less(t, set, shortPages)
+	}
+	require.Equal(t, "again", said[1])
+	l, err = OpenList[[pageSize]byte](path, nil)
+	require.NoError(t, err)
+	require.NoError(t, l.Arena().verify())
+	changed := 0
+	for i := range l.Len() {
+		e, err := l.Get(i)
+		require.NoError(t, err)
+		if e[0] == 2 {
+			changed++
+		} else {
+			require.EqualValues(t, 1, e[0])
+		}
+	}
+	require.Equal(t, set+1, changed)
+	require.NoError(t, l.Close())
+}
+
+const shortPages = 24 << 10
+
+// childShort sets elements that lie far apart from several goroutines until there is no memory to promise.
+func childShort(args []string) {
+	startThreads(16)
+	a, err := openWith(args[0], &Options{NoAutoCommit: true}, internalOptions{far: true})
+	must(err)
+	l, err := List[[pageSize]byte](a, mainName, nil)
+	must(err)
+	must(l.Set(0, [pageSize]byte{2}))
+	warm := make([]byte, 64<<20) // which the runtime keeps: it must not be refused any
+	clear(warm)
+	runtime.KeepAlive(warm)
+	warm = nil
+	runtime.GC()
+	used, err := statusBytes("VmData:")
+	must(err)
+	var old unix.Rlimit
+	must(unix.Getrlimit(unix.RLIMIT_DATA, &old))
+	must(unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: used + 40<<20, Max: old.Max}))
+	const writers = 4
+	var set atomic.Int64
+	var errs [writers]error
+	var done sync.WaitGroup
+	for w := range writers {
+		done.Go(func() {
+			for i := 1 + w; i < shortPages && errs[w] == nil; i += writers {
+				if errs[w] = l.Set(i*7%shortPages, [pageSize]byte{2}); errs[w] == nil { // 7: pages that are not neighbours
+					set.Add(1)
+				}
+			}
+		})
+	}
+	done.Wait()
+	for _, err := range errs {
+		if err != nil && !errors.Is(err, ErrFull) {
+			must(err)
+		}
+	}
+	if a.Err() != nil {
+		must(a.Err())
+	}
+	must(a.Sync())
+	say("%d", set.Load()+1)
+	must(unix.Setrlimit(unix.RLIMIT_DATA, &old))
+	for i, e := range l.All() {
+		if e[0] == 1 {
+			must(l.Set(i, [pageSize]byte{2}))
+			break
+		}
+	}
+	must(a.Close())
+	say("again")
 }
