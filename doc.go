@@ -177,8 +177,9 @@
 // value 1 GiB. Beyond that is [ErrTooLarge] or [ErrFull]. Programs of 32 bits are bound by
 // their address space: the whole file is mapped. Changed pages take memory until a
 // checkpoint, up to Options.DirtyLimit; everything else is page cache, which the system takes
-// back as it likes. But Windows charges a file that is open for writing against its commit limit
-// (memory and page file) in full, and with Options.ReadOnly only its last 64 MiB.
+// back as it likes. On Windows what has been changed or added since Open, and the last 64 MiB of
+// the file, are charged against the commit limit (memory and page file) until Close: where that has no
+// room, a change is ErrFull. Relaxed arenas are not charged.
 //
 // # Errors
 //

@@ -1427,6 +1427,7 @@ func TestReadOnlyAfterCrash(t *testing.T) {
 		"one log":          {},
 		"many checkpoints": {logLimit: 64 << 10},
 		"heap":             {heap: true, chunkSize: 256 << 10},
+		"guarded":          {far: true, chunkSize: 256 << 10},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := crashedCommits(t, 200, in)
@@ -1455,10 +1456,14 @@ func TestReadOnlyAfterCrash(t *testing.T) {
 				sameFolder(t, before, filepath.Dir(path))
 				assert.Equal(t, written, times())
 			}
-			a, err := openWith(path, nil, in)
+			_, err := salvageWith(t.Context(), path+".new", path, nil, in)
 			require.NoError(t, err)
-			assert.Equal(t, 200, readCommits(t, a))
-			require.NoError(t, a.Close())
+			for _, path := range []string{path + ".new", path} {
+				a, err := openWith(path, nil, in)
+				require.NoError(t, err)
+				assert.Equal(t, 200, readCommits(t, a))
+				require.NoError(t, a.Close())
+			}
 		})
 	}
 }

@@ -227,3 +227,65 @@ func TestResolveLinks(t *testing.T) {
 	_, err = osFS{}.Resolve(in("nowhere"))
 	assert.ErrorIs(t, err, fs.ErrNotExist)
 }
+
+// ownedFS counts how often pages become writable.
+type ownedFS struct {
+	fileSystem
+	mu    sync.Mutex
+	owned map[uintptr]int
+}
+
+type ownedMapping struct {
+	mapping
+	fs *ownedFS
+}
+
+func (o *ownedFS) Map(f file, written bool) mapping {
+	return &ownedMapping{o.fileSystem.Map(f, written), o}
+}
+
+func (m *ownedMapping) own(p unsafe.Pointer, n int64) error {
+	m.fs.mu.Lock()
+	defer m.fs.mu.Unlock()
+	for i := int64(0); i < n; i += int64(osPageSize()) {
+		m.fs.owned[uintptr(p)+uintptr(i)]++
+	}
+	return m.mapping.own(p, n)
+}
+
+// TestOwnedOnce has goroutines meet at pages that become writable: each does so once, and only those that change.
+func TestOwnedOnce(t *testing.T) {
+	path := filepath.Join(tempDir(t), "owned.emd")
+	const n, writers = 2000, 4
+	l, err := OpenList[[1024]byte](path, nil)
+	require.NoError(t, err)
+	for i := range n {
+		require.NoError(t, l.Append([1024]byte{byte(i)}))
+	}
+	require.NoError(t, l.Close())
+
+	fs := &ownedFS{fileSystem: newOSFS(false, true), owned: map[uintptr]int{}}
+	a, err := openWith(path, nil, internalOptions{fs: fs})
+	require.NoError(t, err)
+	l, err = List[[1024]byte](a, mainName, nil)
+	require.NoError(t, err)
+	for range 3 {
+		var done sync.WaitGroup
+		for range writers {
+			done.Go(func() {
+				for i := 0; i < n/2; i++ {
+					assert.NoError(t, l.Set(i, [1024]byte{byte(i + 1)}))
+				}
+			})
+		}
+		done.Wait()
+		require.NoError(t, a.Sync())
+		require.NoError(t, a.checkpoint()) // what is dropped stays writable
+	}
+	require.NoError(t, a.Close())
+	data := n / 2 * 1024 / osPageSize()
+	require.InDelta(t, data, len(fs.owned), float64(data)/10+5)
+	for p, n := range fs.owned {
+		require.Equal(t, 1, n, "page at %#x", p)
+	}
+}
