@@ -4,9 +4,9 @@
 # make peers   the same with other embedded stores; PEERTAGS=lmdb adds LMDB, if its header and a C compiler are there
 # make gobench the benchmarks of go test, of lists too
 # make check   what a change must pass besides: vet, gofmt, race detector, AddressSanitizer, 32 bits, other systems and processors
-# make qemu QEMUFLAGS='-timeout 2h'   the full suite on other processors
+# make qemu QEMUFLAGS='-timeout 2h'   the full suite on other processors; PROCESSORS=loong64/loongarch64: on another one
 # make wine WINEFLAGS='-timeout 2h'   the full suite for Windows
-# make wasm    where no files are mapped, and files exchanged with that
+# make wasm    where no files are mapped, and files exchanged with that; WASMS=wasip1: on another system
 
 GO      ?= go
 MEETING  = TestModel|TestRace|TestMutex|Writers|Readers|Concurrent|Busy|BesideClose|RolledBack|OthersWait|WhileChanging|GroupCommit|Callback
@@ -17,15 +17,17 @@ MEMORY   = TestExchange|TestSlots|TestHeapMapping|TestMapping|TestFile$$|TestLoc
 # What differs on Windows: mappings, locks, paths, growth and truncation while mapped, the log after a kill, its error codes.
 WINDOWS  = TestWindows|TestMapping|TestLock|TestTable|TestFile|TestNames|TestResolve|TestOpenNotRegular|TestDirtyLimit|TestAddressPool|TestKill|TestCheckpointed|TestErr|TestUpdate|TestReadOnly|TestSame|TestSample|TestModel$$|TestModelReaders|TestEMListReadBesideClose|TestSmallDisk|TestExit|TestMillions|TestRelaxed
 # Compiling the tests is half of the time. Vet has seen them natively, and an eighth of it is for debuggers.
-LEAN     = -vet=off -gcflags=-dwarf=false
+NODEBUG  = -gcflags=-dwarf=false
+LEAN     = -vet=off $(NODEBUG)
+ASAN     = -asan -gcflags='-dwarf=false -d=checkptr=2'
 # All are built; two that nothing here executes are vetted with their tests, which takes longer. The examples know nothing of systems.
-BUILDS   ?= darwin/arm64 freebsd/amd64 openbsd/amd64 windows/amd64 windows/386 plan9/amd64
+BUILDS   ?= darwin/arm64 freebsd/amd64 openbsd/amd64 windows/amd64 windows/386 plan9/amd64 wasip1/wasm
 VETTED   ?= darwin/arm64 freebsd/amd64
 EXAMPLES ?= windows/amd64
 
-# GOARCH/QEMU's name: s390x is big-endian, loong64 has pages of 16 KiB. arm/arm has 32 bits, as 386, which QEMU cannot stand in
-# for: it upsets the signal handling of Go.
-PROCESSORS ?= s390x/s390x arm64/aarch64 loong64/loongarch64
+# GOARCH/QEMU's name: s390x is big-endian. loong64/loongarch64 has pages of 16 KiB. arm/arm has 32 bits, as 386, which QEMU cannot
+# stand in for: it upsets the signal handling of Go.
+PROCESSORS ?= s390x/s390x arm64/aarch64
 QEMUFLAGS  ?= -short -run '$(PORTABLE)' -timeout 5m
 WINEFLAGS  ?= -short -run '$(WINDOWS)' -timeout 5m
 
@@ -33,7 +35,7 @@ WINEFLAGS  ?= -short -run '$(WINDOWS)' -timeout 5m
 each = dirs=$$($(GO) list -m -f '{{.Dir}}') && echo "$$dirs" | while read -r dir; do \
 	(cd "$$dir" && $(1)) </dev/null || { echo "failed in $$dir" >&2; exit 1; }; done
 
-.PHONY: demo test bench peers peers-test gobench check vet fmt race sanitize 386 cross qemu wasm wine
+.PHONY: demo test bench peers peers-test gobench check vet fmt race sanitize 386 cross ahead qemu wasm wine
 
 demo:
 	@mkdir -p demo
@@ -73,7 +75,7 @@ race:
 
 # AddressSanitizer, and Go's own checks of unsafe pointers. Neither knows what a mapping holds; both know the memory around it.
 sanitize:
-	CGO_ENABLED=1 $(GO) test -asan -vet=off -gcflags='-dwarf=false -d=checkptr=2' -short -timeout 20m -run '$(MEETING)|$(PORTABLE)' .
+	CGO_ENABLED=1 $(GO) test $(ASAN) -vet=off -short -timeout 20m -run '$(MEETING)|$(PORTABLE)' .
 
 # A kernel built without 32-bit x86 cannot run it, and says "exec format error": there the tests are compiled, and those that differ by
 # processor run on arm. The whole short suite takes more than five minutes there.
@@ -95,15 +97,24 @@ cross:
 		echo "examples built for $$target" || exit 1; done
 	@export CGO_ENABLED=0 && for target in $(VETTED); do GOOS=$${target%/*} GOARCH=$${target#*/} $(GO) vet . && echo "vetted for $$target" || exit 1; done
 
+# What the targets of check will compile, for the cache: .ci/run does this beside the tests, which leave a processor idle now and then.
+ahead:
+	@compile() { $(GO) list -test -export -deps "$$@" . >/dev/null; } && \
+	export CGO_ENABLED=1 && compile $(NODEBUG) -race && compile $(ASAN) && \
+	export CGO_ENABLED=0 && for target in linux/386 $(patsubst %,linux/%,$(foreach cpu,$(PROCESSORS),$(firstword $(subst /, ,$(cpu))))) \
+		$(patsubst %,%/wasm,$(WASMS)) windows/amd64; do \
+		GOOS=$${target%/*} GOARCH=$${target#*/} compile $(NODEBUG) || exit 1; \
+	done
+
 # Under qemu-user, which passes system calls on to the kernel of this machine. Two at a time.
 qemu:
 	@printf '%s\n' $(PROCESSORS) | GO=$(GO) xargs -P 2 -I '{}' sh -c 'cpu={}; qemu=qemu-$${cpu#*/}-static; \
 		GOARCH=$${cpu%/*} CGO_ENABLED=0 EMD_TEST_EMULATOR=$$qemu \
 			$$GO test $(LEAN) -exec $$qemu "$$@" . && echo "passed on $${cpu%/*}"' qemu $(QEMUFLAGS)
 
-# js under Node.js; wasip1, with fewer tests, under wazero, whose sources Go's module proxy has. Files go back and forth between them and
-# this machine. The environment is cleared: Go's js has 8 KiB for it and the command line.
-WASMS  ?= js wasip1
+# js under Node.js. WASMS=wasip1, with fewer tests, runs under wazero, whose sources Go's module proxy has. Files go back and forth between
+# them and this machine. The environment is cleared: Go's js has 8 KiB for it and the command line.
+WASMS  ?= js
 WAZERO ?= github.com/tetratelabs/wazero/cmd/wazero@v1.12.0
 wasm:
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && mkdir "$$tmp/files" && export EMD_TEST_EXCHANGE="$$tmp/files" && \
