@@ -55,6 +55,32 @@ func TestWindowsReadOnlyView(t *testing.T) {
 	}
 }
 
+// TestWindowsOwn has a page of a read-only view become writable. Whether it is private then, TestMappingGuard sees where ownsPages says so.
+func TestWindowsOwn(t *testing.T) {
+	t.Logf("pages become copy-on-write one by one: %v", ownsPages())
+	f, content := patternFile(t, testChunk)
+	m := osFS{}.Map(f, true).(*windowsMapping)
+	p, err := m.view(0, testChunk, true)
+	require.NoError(t, err)
+	b := bytesAt(p, testChunk)
+	store := func(i int) (err error) {
+		defer catchFault(&err, debug.SetPanicOnFault(true))
+		b[i]++
+		return nil
+	}
+	require.True(t, bytes.Equal(content, b))
+	assert.Equal(t, uint32(windows.PAGE_READONLY), protection(t, p))
+	require.Error(t, store(pageSize))
+	require.NoError(t, m.own(unsafe.Pointer(&b[pageSize]), pageSize))
+	require.NoError(t, store(pageSize))
+	require.NoError(t, store(2*pageSize-1))
+	require.Error(t, store(0))
+	require.Error(t, store(2*pageSize))
+	assert.Equal(t, content[pageSize]+1, b[pageSize])
+	require.NoError(t, windows.UnmapViewOfFile(uintptr(p)))
+	require.Error(t, m.own(p, pageSize), "nothing is there any more")
+}
+
 // An arena that is only read maps its file so, but not where it must show commits
 // that a crash has left in the log.
 func TestWindowsReadOnlyArena(t *testing.T) {
