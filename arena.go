@@ -811,6 +811,12 @@ func (a *Arena) spill(p pageNo, n uint32) error {
 	return a.spillError(a.space.spillRange(uint64(p), uint64(n)))
 }
 
+// writeThrough is spill for pages that are written nowhere but in the file, with
+// the bytes b. The caller has the gate open.
+func (a *Arena) writeThrough(p pageNo, b []byte) error {
+	return a.spillError(a.space.writeThrough(p, b))
+}
+
 func (a *Arena) spillError(err error) error {
 	if err == nil || isFull(err) {
 		return asFull(err)

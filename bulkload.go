@@ -89,11 +89,12 @@ func (d *EMDict[K, V]) sortAll(ctx context.Context, seq iter.Seq2[K, V], s *sort
 		k K
 		v V
 	}
+	words := [2][]byte{bytesAt(unsafe.Pointer(&pair.k), int64(unsafe.Sizeof(pair.k))), bytesAt(unsafe.Pointer(&pair.v), int64(unsafe.Sizeof(pair.v)))}
 	for k, v := range seq {
 		*n++
-		var key, val []byte
-		if err = ctx.Err(); err == nil {
-			pair.k, pair.v = k, v
+		key, val := words[0], words[1]
+		pair.k, pair.v = k, v
+		if err = ctx.Err(); err == nil && !d.words {
 			key, val, err = d.encodeEntry(b, &pair.k, &pair.v)
 		}
 		if err == nil {
@@ -131,6 +132,7 @@ type loader struct {
 	ended bool // there are no entries behind the window
 
 	// The batch: what no directory leads to yet.
+	wrote  byteRange // of the file, as large writes
 	leaves []leaf
 	pages  []bucket // images of pages that have no place yet; next is an index behind them, + 1
 	nos    []pageNo // of those that have, before them
@@ -199,7 +201,7 @@ func (l *loader) load() error {
 	if l.in, err = l.s.sorted(old); err != nil {
 		return err
 	}
-	defer l.in.stop()
+	defer l.in.close()
 	for seg := 0; seg < len(t.segs); {
 		if err := l.in.prepare(); err != nil {
 			return err
@@ -207,8 +209,22 @@ func (l *loader) load() error {
 		if seg, err = l.batch(t, seg); err != nil {
 			return err
 		}
+		// The commit in the end would wait for all of it.
+		a.file.WriteOut(l.wrote.off, l.wrote.end-l.wrote.off)
+		l.wrote = byteRange{}
 	}
 	return nil
+}
+
+// A byteRange is [off, end) of a file.
+type byteRange struct{ off, end int64 }
+
+// include makes the range larger, if need be.
+func (r *byteRange) include(off, end int64) {
+	if r.end == 0 {
+		r.off = off
+	}
+	r.off, r.end = min(r.off, off), max(r.end, end)
 }
 
 // oldEntries yields those of the dict that is being loaded in the order of
@@ -739,22 +755,34 @@ func (l *loader) place() (err error) {
 		left -= n
 	}
 	for i := range l.pages {
-		no := l.nos[before+i]
-		a.space.touch(no, allLines)
-		b := (*bucket)(a.space.page(no))
-		*b = l.pages[i]
-		if next := b.next(); next != 0 {
-			b.setNext(l.nos[before+int(next)-1])
+		if next := l.pages[i].next(); next != 0 {
+			l.pages[i].setNext(l.nos[before+int(next)-1])
 		}
 	}
+	images := l.pages
 	for _, r := range runs {
-		if r.n%unitPages == 0 {
-			if err := a.spill(r.p, r.n); err != nil {
-				return err
-			}
+		if err := l.write(r, images[:r.n]); err != nil {
+			return err
 		}
+		images = images[r.n:]
 	}
 	l.pages = l.pages[:0]
+	return nil
+}
+
+// write gives a run of fresh pages what they shall hold.
+func (l *loader) write(r pageRun, images []bucket) error {
+	a := l.m.a
+	if r.n%unitPages == 0 && !a.space.shared {
+		b := unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(images))), len(images)*pageSize)
+		l.wrote.include(int64(r.p)<<pageShift, int64(r.p)<<pageShift+int64(len(b)))
+		return a.writeThrough(r.p, b)
+	}
+	for i := range images {
+		no := r.p + pageNo(i)
+		a.space.touch(no, allLines)
+		*a.space.page(no) = page(images[i])
+	}
 	return nil
 }
 

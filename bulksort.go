@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"iter"
 	"math/bits"
 	"slices"
 	"unsafe"
@@ -449,59 +448,113 @@ func (e *sortedEntry) parse(d *dict, b []byte) (size int, err error) {
 }
 
 // A merger yields the entries of a load in the order of their hashes; of equal
-// ones, those of the old dict first.
+// ones, those of the old dict first. A goroutine brings one part into memory
+// while the part before is read.
 type merger struct {
-	d    *dict
-	old  *oldEntries // nil if there are none, or no more
-	next func() (*sortedPart, error, bool)
-	stop func()
+	d      *dict
+	old    *oldEntries // nil if there are none, or no more
+	inline bool        // wait for that goroutine at once, so that runs can be repeated
+	want   chan struct{}
+	got    chan gotPart // answers want; closed in the end
 
-	part  *sortedPart // nil if there are no more
-	at    int         // the next in part
-	ahead *sortedPart // the part after it, if that is in memory
-	ended bool        // there is none
-	entry sortedEntry
-	last  *sortedEntry // that pull returned
+	part   *sortedPart // nil if there are no more
+	at     int         // the next in part
+	coming bool        // the part after it was asked for
+	slow   bool        // it takes a while
+	ahead  *sortedPart // it, if it is in memory
+	ended  bool        // there is none
+	err    error       // why there is none
+	entry  sortedEntry
+	last   *sortedEntry // that pull returned
+}
+
+// A gotPart is what a dealing yields.
+type gotPart struct {
+	part *sortedPart
+	err  error
 }
 
 // sorted returns all entries in order, together with those of an old dict,
-// unless that is nil. The caller ends with stop.
+// unless that is nil. The caller ends with close.
 func (s *sorter) sorted(old *oldEntries) (*merger, error) {
-	m := &merger{d: s.d, old: old}
-	m.next, m.stop = iter.Pull2(func(yield func(*sortedPart, error) bool) { s.all.sorted(yield) })
+	m := &merger{d: s.d, old: old, inline: s.d.a.log.inline, want: make(chan struct{}, 1), got: make(chan gotPart, 1)}
+	go func() {
+		defer close(m.got)
+		if _, ok := <-m.want; !ok {
+			return
+		}
+		s.all.sorted(func(part *sortedPart, err error) bool {
+			m.got <- gotPart{part, err}
+			_, ok := <-m.want
+			return ok
+		})
+	}()
 	err := m.step()
 	if err == nil && old != nil {
 		err = m.stepOld()
 	}
 	if err != nil {
-		m.stop()
+		m.close()
 		return nil, err
 	}
 	return m, nil
 }
 
-// prepare brings the part after this one into memory, however long that takes.
+// close ends the goroutine.
+func (m *merger) close() {
+	close(m.want)
+	for range m.got {
+	}
+}
+
+// lookAhead asks for the part after this one. It gets the memory of the one before.
+func (m *merger) lookAhead() {
+	m.coming = true
+	m.want <- struct{}{}
+	if m.inline {
+		m.receive()
+	}
+}
+
+// receive waits for what lookAhead has asked for.
+func (m *merger) receive() {
+	g, ok := <-m.got
+	m.arrived(g, ok)
+}
+
+// arrived takes what came: a part, an error, the end, or a warning that the next part takes a while.
+func (m *merger) arrived(g gotPart, ok bool) {
+	m.coming, m.ahead, m.err, m.ended = false, g.part, g.err, !ok
+	m.slow = ok && g.part == nil && g.err == nil
+	if m.slow && !m.inline {
+		m.lookAhead()
+	}
+}
+
+// prepare waits until the part after this one is in memory, however long that takes.
 func (m *merger) prepare() error {
-	for !m.prepared() {
-		if err := m.lookAhead(); err != nil {
-			return err
+	for m.ahead == nil && m.err == nil && !m.ended {
+		if m.coming {
+			m.receive()
+		} else {
+			m.lookAhead()
 		}
 	}
-	return nil
+	return m.err
 }
 
-// lookAhead does so if that does not take long.
-func (m *merger) lookAhead() error {
-	part, err, ok := m.next()
-	if err != nil {
-		return err
+// prepared says that the part after this one is there, or will be soon, or that
+// there is none.
+func (m *merger) prepared() bool {
+	if m.coming {
+		select {
+		case g, ok := <-m.got:
+			m.arrived(g, ok)
+		default:
+		}
 	}
-	m.ahead, m.ended = part, !ok
-	return nil
+	return m.ahead != nil || m.err != nil || m.ended || m.coming && !m.slow
 }
-
-// prepared says that the part after this one is in memory, or that there is none.
-func (m *merger) prepared() bool { return m.ahead != nil || m.ended }
 
 // step goes to the next entry that was added.
 func (m *merger) step() error {
@@ -513,9 +566,7 @@ func (m *merger) step() error {
 		if m.part == nil {
 			return nil
 		}
-		if err := m.lookAhead(); err != nil {
-			return err
-		}
+		m.lookAhead()
 	}
 	m.part.entry(m.d, m.at, &m.entry)
 	m.at++

@@ -40,6 +40,10 @@ type file interface {
 	// with nothing changed, is common.
 	Punch(off, n int64) error
 
+	// WriteOut has the system begin to write what it keeps of [off, off+n) to the
+	// disk, so that a later Sync has less to wait for. A hint, and no promise.
+	WriteOut(off, n int64)
+
 	// Close also lets go of the file's lock.
 	Close() error
 }
@@ -239,6 +243,8 @@ func (f *osFile) Punch(off, n int64) error {
 // Close unlocks first: a child process between its fork and its exec shares the
 // open file, and would keep the lock a moment longer than we live with it; and
 // Windows does not promise when a closed file is unlocked.
+func (f *osFile) WriteOut(off, n int64) { writeOut(f.File, off, n) }
+
 func (f *osFile) Close() error {
 	var unlockErr error
 	if f.locked {

@@ -169,6 +169,8 @@ func (f *memFile) Size() (int64, error) {
 
 func (f *memFile) Allocate(int64, int64) error { return nil }
 
+func (f *memFile) WriteOut(int64, int64) {}
+
 func (f *memFile) Punch(off, n int64) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

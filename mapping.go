@@ -15,7 +15,7 @@ import (
 // and close are used of it.
 //
 // All p and n are multiples of [osPageSize] and [p, p+n) lies inside one
-// chunk. chunk and close are called by one goroutine at a time. adopt and drop
+// chunk. chunk and close are called by one goroutine at a time. adopt, show and drop
 // may run beside them and each other, for ranges that nobody writes meanwhile;
 // readers of the range see its bytes at all times. willNeed may be called at
 // any time, even after close.
@@ -37,6 +37,11 @@ type mapping interface {
 	// off, which holds the same bytes already, so that the kernel may evict
 	// them again.
 	adopt(p unsafe.Pointer, n, off int64) error
+
+	// show makes fresh memory at p show the bytes b, which the file holds at off:
+	// as adopt does, or where that keeps the memory, as a copy. It may not be
+	// written meanwhile; after an error it may be as it was.
+	show(p unsafe.Pointer, b []byte, off int64) error
 
 	// drop gives back the private copies in [p, p+n), whose bytes equal the
 	// file's at off; but for the header slots and the page checksums, which

@@ -73,6 +73,11 @@ func heapRoom(n, limit int64) error {
 	return nil
 }
 
+func (m *heapMapping) show(p unsafe.Pointer, b []byte, off int64) error {
+	copy(bytesAt(p, int64(len(b))), b)
+	return m.adopt(p, int64(len(b)), off)
+}
+
 func (m *heapMapping) adopt(p unsafe.Pointer, n, off int64) error {
 	if !m.check {
 		return nil

@@ -183,6 +183,10 @@ func (m *unixMapping) adopt(p unsafe.Pointer, n, off int64) error {
 	return nil
 }
 
+func (m *unixMapping) show(p unsafe.Pointer, b []byte, off int64) error {
+	return m.adopt(p, int64(len(b)), off)
+}
+
 // drop maps the same range of the file anew where private copies cannot be
 // dropped otherwise: that works everywhere and costs about the same.
 func (m *unixMapping) drop(p unsafe.Pointer, n, off int64) error {

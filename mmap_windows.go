@@ -140,6 +140,11 @@ func (m *windowsMapping) readChunk(off, size, filed int64) (unsafe.Pointer, erro
 // its place without a moment in which the range is not readable.
 func (m *windowsMapping) adopt(unsafe.Pointer, int64, int64) error { return nil }
 
+func (m *windowsMapping) show(p unsafe.Pointer, b []byte, _ int64) error {
+	copy(bytesAt(p, int64(len(b))), b)
+	return nil
+}
+
 // drop keeps the private copies, for the same reasons.
 func (m *windowsMapping) drop(unsafe.Pointer, int64, int64) error { return nil }
 
@@ -413,6 +418,9 @@ func lockPlace() *windows.Overlapped {
 
 // syncFile is FlushFileBuffers.
 func syncFile(f *os.File) error { return f.Sync() }
+
+// writeOut has no call but FlushFileBuffers, which waits.
+func writeOut(*os.File, int64, int64) {}
 
 // syncDir has nothing to do: NTFS keeps names in its journal, and folders
 // cannot be flushed.

@@ -997,6 +997,9 @@ func (f *simFile) Allocate(off, n int64) error {
 	return err
 }
 
+// WriteOut changes nothing: a power cut may keep any write, told to or not.
+func (f *simFile) WriteOut(int64, int64) {}
+
 func (f *simFile) Punch(off, n int64) error {
 	f.d.mu.Lock()
 	defer f.d.mu.Unlock()
@@ -1077,6 +1080,13 @@ func (m *simMapping) adopt(p unsafe.Pointer, n, off int64) error {
 		return err
 	}
 	return m.heapMapping.adopt(p, n, off)
+}
+
+func (m *simMapping) show(p unsafe.Pointer, b []byte, off int64) error {
+	if err := m.ask("show"); err != nil {
+		return err
+	}
+	return m.heapMapping.show(p, b, off)
 }
 
 func (m *simMapping) drop(p unsafe.Pointer, n, off int64) error {

@@ -677,22 +677,51 @@ func (s *space) writeFreshChunk(c *chunk, in, n pageNo) error {
 func (s *space) writeUnits(c *chunk, u, end pageNo) error {
 	off := int64(c.first)<<pageShift + int64(u)*unitSize
 	n := int64(end-u) * unitSize
-	mem := unsafe.Pointer(unsafe.Add(c.mem, uintptr(u)*unitSize))
-	b := unsafe.Slice((*byte)(mem), n)
-	if _, err := s.file.WriteAt(b, off); err != nil {
+	mem := unsafe.Add(c.mem, uintptr(u)*unitSize)
+	if err := s.writeFile(c, u*unitPages, bytesAt(mem, n)); err != nil {
 		return err
-	}
-	s.mu.Lock()
-	s.fileSize = max(s.fileSize, off+n)
-	s.mu.Unlock()
-	for i, p := u*unitPages, b; len(p) > 0; i, p = i+1, p[pageSize:] {
-		c.sums[i] = sumOf((*page)(p))
 	}
 	if err := s.mapping.adopt(mem, n, off); err != nil {
 		return err
 	}
 	clear(c.lines[u*unitPages : end*unitPages])
 	s.disown(c, u*unitPages, (end-u)*unitPages)
+	return nil
+}
+
+// writeFile writes the bytes of fresh pages of c, from in on, and notes their
+// checksums.
+func (s *space) writeFile(c *chunk, in pageNo, b []byte) error {
+	off := int64(c.first+in) << pageShift
+	if _, err := s.file.WriteAt(b, off); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.fileSize = max(s.fileSize, off+int64(len(b)))
+	s.mu.Unlock()
+	for ; len(b) > 0; in, b = in+1, b[pageSize:] {
+		c.sums[in] = sumOf((*page)(b))
+	}
+	return nil
+}
+
+// writeThrough gives whole units of fresh pages, from p on and all of one chunk,
+// the bytes b: in the file, and from there in memory. Nobody else uses them meanwhile.
+func (s *space) writeThrough(p pageNo, b []byte) error {
+	c, in := s.chunkOf(uint64(p))
+	off := int64(p) << pageShift
+	err := s.writeFile(c, in, b)
+	if err == nil {
+		err = s.mapping.show(unsafe.Add(c.mem, uintptr(in)<<pageShift), b, off)
+	}
+	if err != nil {
+		s.mark(uint64(off), len(b)) // the file is to have what memory has
+		return err
+	}
+	n := pageNo(len(b) >> pageShift)
+	clear(c.lines[in : in+n])
+	s.disown(c, in, n)
+	s.spilled.Add(int64(len(b)))
 	return nil
 }
 
