@@ -131,8 +131,9 @@ type loader struct {
 	data  []byte
 	ended bool // there are no entries behind the window
 
+	wrote byteRange // of the file by large writes, since the disk was told
+
 	// The batch: what no directory leads to yet.
-	wrote  byteRange // of the file, as large writes
 	leaves []leaf
 	pages  []bucket // images of pages that have no place yet; next is an index behind them, + 1
 	nos    []pageNo // of those that have, before them
@@ -209,9 +210,10 @@ func (l *loader) load() error {
 		if seg, err = l.batch(t, seg); err != nil {
 			return err
 		}
-		// The commit in the end would wait for all of it.
-		a.file.WriteOut(l.wrote.off, l.wrote.end-l.wrote.off)
-		l.wrote = byteRange{}
+		if n := l.wrote.end - l.wrote.off; n > 0 {
+			a.file.WriteOut(l.wrote.off, n) // the commit in the end would wait for all of it
+			l.wrote = byteRange{}
+		}
 	}
 	return nil
 }
