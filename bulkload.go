@@ -89,11 +89,10 @@ func (d *EMDict[K, V]) sortAll(ctx context.Context, seq iter.Seq2[K, V], s *sort
 		k K
 		v V
 	}
-	words := [2][]byte{bytesAt(unsafe.Pointer(&pair.k), int64(unsafe.Sizeof(pair.k))), bytesAt(unsafe.Pointer(&pair.v), int64(unsafe.Sizeof(pair.v)))}
 	for k, v := range seq {
 		*n++
-		key, val := words[0], words[1]
 		pair.k, pair.v = k, v
+		key, val := memoryOf(&pair.k), memoryOf(&pair.v) // of words: their encodings
 		if err = ctx.Err(); err == nil && !d.words {
 			key, val, err = d.encodeEntry(b, &pair.k, &pair.v)
 		}

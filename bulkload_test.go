@@ -14,6 +14,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -600,8 +601,9 @@ func testBulkLoadTurn(t *testing.T, inline bool) {
 	ctx, cancel := context.WithCancel(t.Context())
 	disk := scratchPunches{punched: func() {
 		dealt++
-		if inline { // else the load may be writing meanwhile
-			assert.True(t, a.turn.TryLock(), "block %d: the load has the turn", dealt)
+		// Inline the load waits now; else it may be writing, until it comes to this part.
+		free := a.turn.TryLock() || !inline && assert.Eventually(t, a.turn.TryLock, time.Minute, time.Millisecond)
+		if assert.True(t, free, "block %d: the load waits and has the turn", dealt) {
 			a.turn.Unlock()
 		}
 		if dealt == cancelAt {

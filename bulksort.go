@@ -214,12 +214,19 @@ func (v *dealing) spillAll() error {
 	return nil
 }
 
+// A sortStep is what a dealing yields: a part, an error, or neither to announce
+// the next part, which it is about to bring into memory.
+type sortStep struct {
+	part *sortedPart
+	err  error
+	slow bool // that takes a while
+}
+
 // sorted yields all entries, a part at a time, whose memory is good until the one
-// after the next. What was added is gone then. Before what takes a while it
-// yields nil.
-func (v *dealing) sorted(yield func(*sortedPart, error) bool) bool {
+// after the next. What was added is gone then.
+func (v *dealing) sorted(yield func(sortStep) bool) bool {
 	if err := v.spillAll(); err != nil {
-		return yield(nil, err)
+		return yield(sortStep{err: err})
 	}
 	for i := range v.parts {
 		p := v.parts[i]
@@ -227,18 +234,19 @@ func (v *dealing) sorted(yield func(*sortedPart, error) bool) bool {
 			continue
 		}
 		fits := p.differ == 0 || p.size+2*sortItemSize*p.count <= int64(v.memory/2)
-		if (!fits || len(p.blocks) > 0 && p.size > quickPart) && !yield(nil, nil) {
+		if !yield(sortStep{slow: !fits || len(p.blocks) > 0 && p.size > quickPart}) {
 			return false
 		}
 		if fits {
-			if !yield(v.s.sort(&p)) {
+			part, err := v.s.sort(&p)
+			if !yield(sortStep{part: part, err: err}) {
 				return false
 			}
 			continue
 		}
 		again := v.s.deal(v.memory, bits.LeadingZeros64(p.differ))
 		if err := again.dealOut(&p); err != nil {
-			return yield(nil, err)
+			return yield(sortStep{err: err})
 		}
 		if !again.sorted(yield) {
 			return false
@@ -455,40 +463,35 @@ type merger struct {
 	old    *oldEntries // nil if there are none, or no more
 	inline bool        // wait for that goroutine at once, so that runs can be repeated
 	want   chan struct{}
-	got    chan gotPart // answers want; closed in the end
+	got    chan sortStep // an announcement is followed by a part when it is wanted; closed in the end
 
-	part   *sortedPart // nil if there are no more
-	at     int         // the next in part
-	coming bool        // the part after it was asked for
-	slow   bool        // it takes a while
-	ahead  *sortedPart // it, if it is in memory
-	ended  bool        // there is none
-	err    error       // why there is none
-	entry  sortedEntry
-	last   *sortedEntry // that pull returned
-}
-
-// A gotPart is what a dealing yields.
-type gotPart struct {
-	part *sortedPart
-	err  error
+	part  *sortedPart // nil if there are no more
+	at    int         // the next in part
+	asked bool        // the part after it is wanted
+	slow  bool        // it takes a while
+	ahead *sortedPart // it, if it is in memory
+	ended bool        // there is none behind part and ahead
+	err   error       // why there is none
+	entry sortedEntry
+	last  *sortedEntry // that pull returned
 }
 
 // sorted returns all entries in order, together with those of an old dict,
 // unless that is nil. The caller ends with close.
 func (s *sorter) sorted(old *oldEntries) (*merger, error) {
-	m := &merger{d: s.d, old: old, inline: s.d.a.log.inline, want: make(chan struct{}, 1), got: make(chan gotPart, 1)}
+	m := &merger{d: s.d, old: old, inline: s.d.a.log.inline, want: make(chan struct{}, 1), got: make(chan sortStep)}
 	go func() {
 		defer close(m.got)
-		if _, ok := <-m.want; !ok {
-			return
-		}
-		s.all.sorted(func(part *sortedPart, err error) bool {
-			m.got <- gotPart{part, err}
+		s.all.sorted(func(step sortStep) bool {
+			m.got <- step
+			if step.part != nil {
+				return true // the announcement of the next one may follow
+			}
 			_, ok := <-m.want
 			return ok
 		})
 	}()
+	m.receive()
 	err := m.step()
 	if err == nil && old != nil {
 		err = m.stepOld()
@@ -507,53 +510,57 @@ func (m *merger) close() {
 	}
 }
 
-// lookAhead asks for the part after this one. It gets the memory of the one before.
+// lookAhead asks for the part that was announced. It gets the memory of the one before part.
 func (m *merger) lookAhead() {
-	m.coming = true
+	m.asked = true
 	m.want <- struct{}{}
-	if m.inline {
-		m.receive()
-	}
 }
 
-// receive waits for what lookAhead has asked for.
+// receive waits for the next step.
 func (m *merger) receive() {
-	g, ok := <-m.got
-	m.arrived(g, ok)
+	step, ok := <-m.got
+	m.take(step, ok)
 }
 
-// arrived takes what came: a part, an error, the end, or a warning that the next part takes a while.
-func (m *merger) arrived(g gotPart, ok bool) {
-	m.coming, m.ahead, m.err, m.ended = false, g.part, g.err, !ok
-	m.slow = ok && g.part == nil && g.err == nil
-	if m.slow && !m.inline {
-		m.lookAhead()
+// take notes a step; ok is false if there was none any more.
+func (m *merger) take(step sortStep, ok bool) {
+	switch {
+	case !ok:
+		m.ended, m.asked = true, false
+	case step.err != nil:
+		m.err, m.asked = step.err, false
+	case step.part != nil:
+		m.ahead, m.asked = step.part, false
+		m.receive() // what comes next is known at once
+	default:
+		m.slow = step.slow
+		if m.asked { // this is a piece of the part that was asked for
+			m.lookAhead()
+		}
 	}
 }
 
 // prepare waits until the part after this one is in memory, however long that takes.
 func (m *merger) prepare() error {
 	for m.ahead == nil && m.err == nil && !m.ended {
-		if m.coming {
-			m.receive()
-		} else {
+		if !m.asked {
 			m.lookAhead()
 		}
+		m.receive()
 	}
 	return m.err
 }
 
-// prepared says that the part after this one is there, or will be soon, or that
-// there is none.
+// prepared says that prepare would not take long.
 func (m *merger) prepared() bool {
-	if m.coming {
+	if m.asked {
 		select {
-		case g, ok := <-m.got:
-			m.arrived(g, ok)
+		case step, ok := <-m.got:
+			m.take(step, ok)
 		default:
 		}
 	}
-	return m.ahead != nil || m.err != nil || m.ended || m.coming && !m.slow
+	return m.ahead != nil || m.err != nil || m.ended || !m.slow
 }
 
 // step goes to the next entry that was added.
@@ -566,7 +573,9 @@ func (m *merger) step() error {
 		if m.part == nil {
 			return nil
 		}
-		m.lookAhead()
+		if !m.ended && !m.inline {
+			m.lookAhead()
+		}
 	}
 	m.part.entry(m.d, m.at, &m.entry)
 	m.at++

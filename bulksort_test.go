@@ -70,7 +70,8 @@ func testSorter[K comparable, V any](t *testing.T, seed, mask uint64, memory, n,
 	require.EqualValues(t, n, s.count)
 
 	before := uint64(0)
-	ok := s.all.sorted(func(p *sortedPart, err error) bool {
+	ok := s.all.sorted(func(step sortStep) bool {
+		p, err := step.part, step.err
 		require.NoError(t, err)
 		if s.all.spilled {
 			require.Zero(t, held(s.all))
