@@ -744,7 +744,7 @@ func (a *Arena) admit(cost int64) error {
 
 // admits says that admit would let the change begin at once.
 func (a *Arena) admits(cost int64) bool {
-	return a.status.Load() == 0 && a.space.private.Load()+cost <= a.limit
+	return a.status.Load() == 0 && a.space.private.Load()+cost <= a.limit && cost <= reserveSize
 }
 
 func (a *Arena) admitSlow(cost int64) error {
@@ -755,6 +755,11 @@ func (a *Arena) admitSlow(cost int64) error {
 		a.status.And(^uint32(statusShort)) // first: it may be given up again at once
 		if err := a.space.renewReserve(); err != nil {
 			a.status.Or(statusShort)
+			return err
+		}
+	}
+	if cost > reserveSize {
+		if err := a.space.spare(cost); err != nil {
 			return err
 		}
 	}

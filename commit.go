@@ -720,8 +720,11 @@ func sealCopy(log, main file, h *header, recs []record, whole bool) ([]record, e
 func (a *Arena) replay(log file, recs []record) error {
 	for i := range recs {
 		err := recs[i].eachEntry(log, func(e entry) error {
-			e.overlay(a.space.own(e.page))
-			return nil
+			dst, err := a.space.own(e.page)
+			if err == nil {
+				e.overlay(dst)
+			}
+			return err
 		})
 		if err != nil {
 			return err

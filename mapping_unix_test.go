@@ -18,14 +18,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// faults tells whether fn meets memory that it may not use.
-func faults(fn func()) (fault bool) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() { fault = recover() != nil }()
-	fn()
-	return false
-}
-
 var sink byte
 
 // What is written to the file shows in all pages without a copy of their own.
@@ -309,4 +301,27 @@ func TestOwnedAreFew(t *testing.T) {
 	for p, n := range fs.owned {
 		require.Equal(t, 1, n, "page at %#x", p)
 	}
+}
+
+// refusingFS promises no memory for guarded pages.
+type refusingFS struct{ fileSystem }
+
+type refusingMapping struct{ mapping }
+
+func (r refusingFS) Map(f file, written bool) mapping {
+	return refusingMapping{r.fileSystem.Map(f, written)}
+}
+
+func (refusingMapping) own(unsafe.Pointer, int64) error { return ErrFull }
+
+// TestOwnRefused has no memory for what a crash left in the log: that is an error of whoever would show it, and no damage.
+func TestOwnRefused(t *testing.T) {
+	path := crashedCommits(t, 200, internalOptions{})
+	before := folder(t, filepath.Dir(path))
+	in := internalOptions{fs: refusingFS{newOSFS(false, true)}}
+	_, err := openWith(path, &Options{ReadOnly: true}, in)
+	isError(t, err, path, ErrFull)
+	_, err = salvageWith(t.Context(), path+".new", path, nil, in)
+	isError(t, err, path, ErrFull)
+	sameFolder(t, before, filepath.Dir(path))
 }

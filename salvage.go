@@ -452,11 +452,18 @@ func (s *salvager) show(size int64, log file, recs []record) (err error) {
 	}
 	for i := range recs {
 		err := recs[i].eachEntry(log, func(e entry) error {
-			if uint64(e.page) < s.limit {
-				e.overlay(a.space.own(e.page))
+			if uint64(e.page) >= s.limit {
+				return nil
 			}
-			return nil
+			dst, err := a.space.own(e.page)
+			if err == nil {
+				e.overlay(dst)
+			}
+			return err
 		})
+		if errors.Is(err, ErrFull) { // of memory: that is no damage
+			return err
+		}
 		if err != nil {
 			s.damaged("", 0, err)
 			break

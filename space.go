@@ -479,7 +479,10 @@ func (s *space) touchSlow(p pageNo, lines uint64) {
 	}
 	c := s.table.Load().chunks[p>>s.shift]
 	in := p - c.first
-	s.unguard(c, in) // first: who finds a line marked stores there at once
+	// First: who finds a line marked stores there at once.
+	if err := s.unguard(c, in); err != nil {
+		panic(fmt.Sprintf("emd: page %d cannot be changed: %v", p, err)) // as the Go runtime does without memory
+	}
 	isFresh := uint64(p) >= s.border.Load()
 	if isFresh || s.whole && keeps(fullPagesRule) {
 		lines = allLines
@@ -505,7 +508,8 @@ func (s *space) touchSlow(p pageNo, lines uint64) {
 // it can promise, it is guarded: mapped read-only, and a page becomes writable
 // before it is first stored to. Then memory can run out in the middle of a
 // change. So the space keeps a reserve of promised memory, which it gives up for
-// the changes that have begun; others are not admitted until it has one again.
+// the changes that have begun; others are not admitted until it has one again,
+// nor is one that may need more than the reserve, unless so much can be had.
 const reserveSize = 16 << 20
 
 // guard marks the first n pages of c as read-only.
@@ -516,17 +520,18 @@ func (c *chunk) guard(n pageNo) {
 	}
 }
 
-// unguard lets page in of c be stored to.
-func (s *space) unguard(c *chunk, in pageNo) {
+// unguard lets page in of c be stored to. ErrFull: there is no memory for it, not
+// even the reserve's.
+func (s *space) unguard(c *chunk, in pageNo) error {
 	if c.guards == nil || atomic.LoadUint64(&c.guards[in>>6])>>(in&63)&1 == 0 {
-		return
+		return nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := pageNo(1) << s.osShift
 	in &^= n - 1
 	if c.guards[in>>6]>>(in&63)&1 == 0 {
-		return
+		return nil
 	}
 	p, size := unsafe.Add(c.mem, uintptr(in)<<pageShift), int64(n)<<pageShift
 	err := s.mapping.own(p, size)
@@ -536,18 +541,16 @@ func (s *space) unguard(c *chunk, in pageNo) {
 		s.onShort()
 		err = s.mapping.own(p, size)
 	}
-	if err != nil { // as the Go runtime does without memory
-		panic(fmt.Sprintf("emd: page %d cannot be changed: %v", c.first+in, err))
+	if err == nil {
+		atomic.AndUint64(&c.guards[in>>6], ^((1<<n - 1) << (in & 63)))
 	}
-	atomic.AndUint64(&c.guards[in>>6], ^((1<<n - 1) << (in & 63)))
+	return err
 }
 
 // own returns a page for a store of which the dirty map is not told.
-func (s *space) own(p pageNo) *page {
-	m := s.page(p)
+func (s *space) own(p pageNo) (*page, error) {
 	c, in := s.chunkOf(uint64(p))
-	s.unguard(c, in)
-	return m
+	return s.page(p), s.unguard(c, in)
 }
 
 // keepReserve takes a reserve, if there is none. The caller holds mu, or is alone.
@@ -563,6 +566,18 @@ func (s *space) renewReserve() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.keepReserve()
+}
+
+// spare says whether guarded pages of n bytes could become writable now: ErrFull if not.
+func (s *space) spare(n int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.reserve == nil {
+		return nil // nothing is guarded
+	}
+	b, err := allocTable(int(n))
+	freeTable(b)
+	return err
 }
 
 // A dirtyPage is a page with changed lines; word is its entry of the map.

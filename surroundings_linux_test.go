@@ -1,6 +1,7 @@
 package emd
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -387,18 +388,24 @@ func TestShortOfMemory(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, l.Resize(shortPages))
 	require.NoError(t, l.Fill(0, shortPages, [pageSize]byte{1}))
+	large, err := List[[]byte](l.Arena(), "large", nil)
+	require.NoError(t, err)
+	require.NoError(t, large.Append(bytes.Repeat([]byte{1}, shortLarge)))
 	require.NoError(t, l.Close())
 
 	c := child(t, "short", path)
 	said, err := c.rest()
 	require.NoError(t, err, "%q %s", said, c.errs)
-	require.Len(t, said, 2)
-	set, err := strconv.Atoi(said[0])
-	require.NoError(t, err)
+	require.Len(t, said, 3)
 	if os.Getenv("EMD_TEST_EMULATOR") == "" { // an emulator does not enforce the limit
+		require.Equal(t, "too large", said[0])
+	}
+	set, err := strconv.Atoi(said[1])
+	require.NoError(t, err)
+	if os.Getenv("EMD_TEST_EMULATOR") == "" {
 		require.Less(t, set, shortPages)
 	}
-	require.Equal(t, "again", said[1])
+	require.Equal(t, "again", said[2])
 	l, err = OpenList[[pageSize]byte](path, nil)
 	require.NoError(t, err)
 	require.NoError(t, l.Arena().verify())
@@ -416,9 +423,13 @@ func TestShortOfMemory(t *testing.T) {
 	require.NoError(t, l.Close())
 }
 
-const shortPages = 24 << 10
+const (
+	shortPages = 24 << 10
+	shortLarge = reserveSize + 8<<20 // bytes
+)
 
-// childShort sets elements that lie far apart from several goroutines until there is no memory to promise.
+// childShort changes an element that takes more than the reserve, where there is not enough, and elements that lie far apart, from several
+// goroutines, until there is no memory to promise.
 func childShort(args []string) {
 	startThreads(16)
 	a, err := openWith(args[0], &Options{NoAutoCommit: true}, internalOptions{far: true})
@@ -426,7 +437,10 @@ func childShort(args []string) {
 	l, err := List[[pageSize]byte](a, mainName, nil)
 	must(err)
 	must(l.Set(0, [pageSize]byte{2}))
-	warm := make([]byte, 64<<20) // which the runtime keeps: it must not be refused any
+	large, err := List[[]byte](a, "large", nil)
+	must(err)
+	value := bytes.Repeat([]byte{2}, shortLarge)
+	warm := make([]byte, 128<<20) // which the runtime keeps: it must not be refused any
 	clear(warm)
 	runtime.KeepAlive(warm)
 	warm = nil
@@ -435,6 +449,15 @@ func childShort(args []string) {
 	must(err)
 	var old unix.Rlimit
 	must(unix.Getrlimit(unix.RLIMIT_DATA, &old))
+	must(unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: used + 4<<20, Max: old.Max}))
+	switch err := large.Set(0, value); {
+	case err == nil:
+		say("no limit")
+	case errors.Is(err, ErrFull):
+		say("too large")
+	default:
+		must(err)
+	}
 	must(unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: used + 40<<20, Max: old.Max}))
 	const writers = 4
 	var set atomic.Int64
