@@ -60,7 +60,7 @@ peers-test:
 gobench:
 	$(call each,$(GO) test -run '^$$' -bench . -benchmem $(BENCHFLAGS) ./...)
 
-check: vet fmt race sanitize 386 cross qemu wasm wine
+check: vet fmt sanitize qemu cross race wine wasm 386
 
 vet:
 	$(call each,$(GO) vet ./...)
@@ -89,22 +89,25 @@ sanitize:
 		$(GO) vet . && $(GO) test -c -o "$$tmp/" . && $(MAKE) qemu PROCESSORS=arm/arm; \
 	fi
 
-# Tests for other systems are checked here, by vet with all their types, and run elsewhere. Of the other modules, only examples, and for one
-# system: the rest takes minutes each.
+# Tests for other systems are checked here, by vet with all their types, and run elsewhere. Vet gets the names of files, without the external
+# tests, because for those it would compile all others first. Of the other modules, only examples, and for one system: the rest takes minutes
+# each.
 cross:
 	@export CGO_ENABLED=0 && for target in $(BUILDS); do GOOS=$${target%/*} GOARCH=$${target#*/} $(GO) build . && echo "built for $$target" || exit 1; done
 	@export CGO_ENABLED=0 && for target in $(EXAMPLES); do GOOS=$${target%/*} GOARCH=$${target#*/} $(GO) build ./examples/... && \
 		echo "examples built for $$target" || exit 1; done
-	@export CGO_ENABLED=0 && for target in $(VETTED); do GOOS=$${target%/*} GOARCH=$${target#*/} $(GO) vet . && echo "vetted for $$target" || exit 1; done
+	@export CGO_ENABLED=0 && for target in $(VETTED); do export GOOS=$${target%/*} GOARCH=$${target#*/} && \
+		$(GO) vet $$($(GO) list -f '{{join .GoFiles " "}} {{join .TestGoFiles " "}}' .) && echo "vetted for $$target" || exit 1; done
 
-# What the targets of check will compile, for the cache: .ci/run does this beside the tests, which leave a processor idle now and then.
+# What the targets of check will compile, for the cache: .ci/run does this beside the tests, which leave a processor idle now and then. Most
+# of it is one package, which the compiler hardly spreads over two processors: so two at a time.
 ahead:
-	@compile() { $(GO) list -test -export -deps "$$@" . >/dev/null; } && \
-	export CGO_ENABLED=1 && compile $(NODEBUG) -race && compile $(ASAN) && \
-	export CGO_ENABLED=0 && for target in linux/386 $(patsubst %,linux/%,$(foreach cpu,$(PROCESSORS),$(firstword $(subst /, ,$(cpu))))) \
+	@compile() { $(GO) list -test -export -deps "$$@" . >/dev/null; }; \
+	(export CGO_ENABLED=1 && compile $(NODEBUG) -race && compile $(ASAN) && GOARCH=386 CGO_ENABLED=0 compile $(NODEBUG)) & native=$$!; \
+	export CGO_ENABLED=0 && for target in $(patsubst %,linux/%,$(foreach cpu,$(PROCESSORS),$(firstword $(subst /, ,$(cpu))))) \
 		$(patsubst %,%/wasm,$(WASMS)) windows/amd64; do \
 		GOOS=$${target%/*} GOARCH=$${target#*/} compile $(NODEBUG) || exit 1; \
-	done
+	done && wait $$native
 
 # Under qemu-user, which passes system calls on to the kernel of this machine. Two at a time.
 qemu:

@@ -21,10 +21,14 @@ var benchLarge = flag.Bool("emd.bench.large", false, "benchmark dicts of 10 mill
 
 // benchLens are the sizes of the dicts of benchmarks.
 func benchLens() []int {
-	if *benchLarge {
+	switch {
+	case testing.Short(): // whether they run at all
+		return []int{100_000}
+	case *benchLarge:
 		return []int{1_000_000, 10_000_000}
+	default:
+		return []int{1_000_000}
 	}
-	return []int{1_000_000}
 }
 
 // A benchMap is what the benchmarks of dicts need, of either implementation.

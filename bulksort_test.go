@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"runtime"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -110,4 +112,36 @@ func held(v *dealing) (n int) {
 		n += cap(v.parts[i].buf)
 	}
 	return n
+}
+
+// TestMergerClose stops reading sorted entries everywhere in a part. The goroutine that is ahead has ended then: nobody uses the scratch
+// file any more.
+func TestMergerClose(t *testing.T) {
+	a, err := openWith(filepath.Join(tempDir(t), "a.emd"), nil, internalOptions{heap: raceEnabled})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, a.Close()) }()
+	d, err := Dict[uint64, uint64](a, "dict", nil)
+	require.NoError(t, err)
+	const n = 3000
+	for pulls := 0; pulls < n; pulls += 97 {
+		s := newSorter(t.Context(), d.d)
+		s.all = s.deal(minSortMemory, 0)
+		for i := range uint64(n) {
+			k := binary.LittleEndian.AppendUint64(nil, i)
+			require.NoError(t, s.add(d.d.hash(k), k, k))
+		}
+		m, err := s.sorted(nil)
+		require.NoError(t, err)
+		for range pulls {
+			e, err := m.pull()
+			require.NoError(t, err)
+			require.NotNil(t, e)
+		}
+		m.close()
+		require.Eventually(t, func() bool {
+			stacks := make([]byte, 1<<20)
+			return !bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte("(*sorter).sorted"))
+		}, time.Minute, 100*time.Microsecond)
+		require.NoError(t, s.close())
+	}
 }

@@ -805,14 +805,16 @@ func TestElemsWhileChanging(t *testing.T) {
 }
 
 func testElemsWhileChanging[E any](t *testing.T, elem func(i int) E) {
-	const n = 30_000
 	number := func(from, to int) (v []E) {
 		for i := from; i < to; i++ {
 			v = append(v, elem(i))
 		}
 		return v
 	}
-	count := n
+	count := 30_000
+	if testing.Short() {
+		count = 9_000
+	}
 	if reflect.TypeFor[E]().Kind() == reflect.Array {
 		count = 60
 	}

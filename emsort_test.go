@@ -147,7 +147,7 @@ func TestRadixSort(t *testing.T) {
 		"few":    func() uint64 { return r.Uint64N(3) << 62 },
 		"same":   func() uint64 { return 7 },
 	} {
-		items := make([]keyedSlot[uint64], 3*radixCache/16)
+		items := make([]keyedSlot[uint64], radixCache/16*5/4)
 		for i := range items {
 			items[i] = keyedSlot[uint64]{key(), i}
 		}

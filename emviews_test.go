@@ -148,7 +148,7 @@ func testMutate[T comparable](t *testing.T, element func(i int) T) {
 	a := testArena(t, tiny())
 	e := listOf[T](t, a, nil)
 	var want []T
-	for i := range 50_000 {
+	for i := range 30_000 {
 		want = append(want, element(i))
 	}
 	require.NoError(t, e.Append(want...))
@@ -159,7 +159,7 @@ func testMutate[T comparable](t *testing.T, element func(i int) T) {
 		}
 	}
 	runs := 0
-	err := e.Mutate(3, 40_000, func(i int, run []T) error {
+	err := e.Mutate(3, 27_000, func(i int, run []T) error {
 		if runs++; runs == 3 {
 			clear(run)
 			return errRefused
