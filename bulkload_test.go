@@ -450,7 +450,7 @@ func TestBulkLoadCrash(t *testing.T) {
 
 // TestBulkLoadFailingIO lets every operation of the disk during a load fail, in turn, scratch files included.
 func TestBulkLoadFailingIO(t *testing.T) {
-	for name, cause := range map[string]error{"EIO": errors.New("input/output error"), "ENOSPC": fullErrors[0]} {
+	for name, cause := range map[string]error{"EIO": errors.New("input/output error"), "ENOSPC": fullErrors[0], "ENOSPC, short": &simShort{fullErrors[0], 0.6}} {
 		for _, limit := range []int64{512 << 10, 64 << 20} {
 			t.Run(fmt.Sprintf("%s/limit=%d", name, limit), func(t *testing.T) {
 				t.Parallel()
@@ -499,8 +499,13 @@ func bulkFailing(t *testing.T, k int, limit int64, cause error) (failed bool) {
 		}
 		requireBulk(t, d, want)
 		require.NoError(t, d.Set(bulkKey(0), longer(0)), what)
+		// Behind it is what the load has left, then what the file is to reach to.
+		list, err := List[uint64](a, "list", nil)
+		require.NoError(t, err)
+		require.NoError(t, list.Append(make([]uint64, 1<<18)...))
 		require.NoError(t, a.Sync(), what)
 		require.NoError(t, a.verifyMemory(), what)
+		require.NoError(t, a.verify(), what)
 	}
 	_ = a.Close() // may report the failure again
 	in.fs = disk.kill()

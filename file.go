@@ -240,11 +240,11 @@ func (f *osFile) Punch(off, n int64) error {
 	return pathError("punch", f.File, punchFile(f.File, off, n))
 }
 
+func (f *osFile) WriteOut(off, n int64) { writeOut(f.File, off, n) }
+
 // Close unlocks first: a child process between its fork and its exec shares the
 // open file, and would keep the lock a moment longer than we live with it; and
 // Windows does not promise when a closed file is unlocked.
-func (f *osFile) WriteOut(off, n int64) { writeOut(f.File, off, n) }
-
 func (f *osFile) Close() error {
 	var unlockErr error
 	if f.locked {

@@ -893,6 +893,10 @@ func (s *space) eachRange(from, to uint64, fn func(c *chunk, in, n pageNo) error
 // file: pages below the border without a changed line. The caller has the gate
 // closed and the file up to date.
 //
+// Pages between two copies that are near each other are dropped with them: they
+// show the file before and after, and a call costs more than the faults that map
+// them again. Where all of a huge page goes it comes back as one.
+//
 // A machine with larger pages keeps the copy as long as a neighbour in the same
 // page of its own has changed lines. That neighbour is private, so the copy is
 // found when it may go.
@@ -904,21 +908,27 @@ func (s *space) dropClean() error {
 			continue
 		}
 		limit := pageNo(min(uint64(c.pages), border-uint64(c.first)))
-		droppable := func(p pageNo) bool { return c.anyOwned(p, perOS) && isZero(c.lines[p:p+perOS]) }
+		clean := func(p pageNo) bool { return isZero(c.lines[p : p+perOS]) }
 		for p := pageNo(0); p < limit; p += perOS {
 			if p&63 == 0 && c.owned[p>>6] == 0 {
 				p += 64 - perOS
 				continue
 			}
-			if !droppable(p) {
+			if !c.anyOwned(p, perOS) {
+				continue
+			}
+			if !clean(p) {
 				if perOS > 1 {
 					s.disownClean(c, p, perOS)
 				}
 				continue
 			}
 			end := p + perOS
-			for end < limit && droppable(end) {
-				end += perOS
+			for next := end; next < limit && c.owned[next>>6] != 0 && clean(next); {
+				owned := c.anyOwned(next, perOS)
+				if next += perOS; owned {
+					end = next
+				}
 			}
 			in := uintptr(p) << pageShift
 			n := int64(end-p) << pageShift
