@@ -1194,7 +1194,10 @@ func (d *dict) pageBefore(head, next pageNo) (place, error) {
 // by what is there.
 func (d *dict) clearAll() error {
 	for {
-		busy, err := d.resetAlone(func() (bool, *stripe) { return true, d.busyStripe() })
+		if err := d.a.admit(createCost); err != nil {
+			return err
+		}
+		busy, err := d.resetAlone(func() (bool, *stripe, error) { return true, d.busyStripe(), d.a.check(&d.handle) })
 		if busy == nil {
 			return err
 		}
@@ -1204,32 +1207,28 @@ func (d *dict) clearAll() error {
 }
 
 // tidy gives all space back if the dict is empty. It need not wait for
-// callbacks: it changes nothing that they could have decided about.
+// callbacks: it changes nothing that they could have decided about. The change
+// that has emptied the dict stays where that is refused.
 func (d *dict) tidy() error {
-	if d.count() != 0 {
+	if d.count() != 0 || d.a.admit(createCost) != nil {
 		return nil
 	}
-	_, err := d.resetAlone(func() (bool, *stripe) { return d.count() == 0, nil })
+	_, err := d.resetAlone(func() (bool, *stripe, error) { return d.count() == 0 && d.a.check(&d.handle) == nil, nil, nil })
 	return err
 }
 
-// resetAlone resets the dict with all locks, if ready says so and names no
-// stripe to wait for, which it returns.
-func (d *dict) resetAlone(ready func() (bool, *stripe)) (*stripe, error) {
-	if err := d.a.admit(createCost); err != nil {
-		return nil, err
-	}
+// resetAlone resets the dict with all locks, if ready says so and names neither
+// a stripe to wait for, which it returns, nor an error. The caller has admitted
+// createCost.
+func (d *dict) resetAlone(ready func() (bool, *stripe, error)) (*stripe, error) {
 	d.a.gate.enter()
 	defer d.a.gate.exit()
 	d.a.gate.activate(d)
 	d.lock()
 	defer d.unlock()
-	if err := d.a.check(&d.handle); err != nil {
-		return nil, err
-	}
-	ok, busy := ready()
-	if !ok || busy != nil || d.hdr == 0 || d.bare() {
-		return busy, nil
+	ok, busy, err := ready()
+	if err != nil || !ok || busy != nil || d.hdr == 0 || d.bare() {
+		return busy, err
 	}
 	return nil, d.reset()
 }

@@ -853,6 +853,47 @@ func TestEMDictIterationWhileChanging(t *testing.T) {
 	}
 }
 
+// TestEMDictDeleteLast deletes the only entry where there is room for that, but not to give back the dict's space besides: as the entry is
+// gone, that is no error.
+func TestEMDictDeleteLast(t *testing.T) {
+	const limit = 2 * createCost
+	for name, remove := range map[string]func(d *EMDict[string, string]) error{
+		"Delete": func(d *EMDict[string, string]) error { _, err := d.Delete("k"); return err },
+		"Compute": func(d *EMDict[string, string]) error {
+			_, _, err := d.Compute("k", func(string, bool) (string, Op) { return "", OpRemove })
+			return err
+		},
+		"DeleteFunc": func(d *EMDict[string, string]) error {
+			_, err := d.DeleteFunc(func(string, string) bool { return true })
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := testArena(t, testOptions{opts: Options{NoAutoCommit: true, NoSync: true}, internalOptions: internalOptions{dirtyLimit: limit}})
+			d, err := Dict[string, string](a, "d", nil)
+			require.NoError(t, err)
+			require.NoError(t, d.Set("k", "v"))
+			list := listOf[uint64](t, a, nil)
+			require.NoError(t, list.AppendSeq(count(limit/8)))
+			require.NoError(t, a.Sync())
+			for i := 0; a.space.private.Load() <= limit-createCost*3/4; i += pageSize / 8 { // some of it a checkpoint can drop
+				require.NoError(t, list.Set(i, 1))
+			}
+			require.ErrorIs(t, d.Clear(), ErrUpdateTooLarge)
+			require.Equal(t, 1, d.Len())
+			require.NoError(t, remove(d))
+			require.Zero(t, d.Len())
+			require.NoError(t, a.Sync())
+			require.NoError(t, d.Set("k", "again"))
+			v, ok, err := d.Get("k")
+			require.NoError(t, err)
+			require.True(t, ok)
+			require.Equal(t, "again", v)
+			require.NoError(t, a.verify())
+		})
+	}
+}
+
 func TestEMDictIterationStops(t *testing.T) {
 	d := newDictFor[uint64, uint64](t, testOptions{})
 	for i := range uint64(1000) {
