@@ -461,7 +461,7 @@ func (e *sortedEntry) parse(d *dict, b []byte) (size int, err error) {
 type merger struct {
 	d      *dict
 	old    *oldEntries // nil if there are none, or no more
-	inline bool        // wait for that goroutine at once, so that runs can be repeated
+	inline bool        // ask for a part only when it is needed, so that runs can be repeated
 	want   chan struct{}
 	got    chan sortStep // an announcement is followed by a part when it is wanted; closed in the end
 

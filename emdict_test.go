@@ -812,7 +812,7 @@ func TestEMDictIterationWhileChanging(t *testing.T) {
 	for name, mask := range hashMasks {
 		t.Run(name, func(t *testing.T) {
 			stay, come := uint64(3000), uint64(60_000)
-			if mask != ^uint64(0) || testing.Short() {
+			if mask != ^uint64(0) || raceEnabled || testing.Short() {
 				stay, come = 500, 2500
 			}
 			d := newDictFor[uint64, uint64](t, testOptions{})
