@@ -10,7 +10,7 @@
 
 GO      ?= go
 MEETING  = TestModel|TestRace|TestMutex|Writers|Readers|Concurrent|Busy|BesideClose|RolledBack|OthersWait|WhileChanging|GroupCommit|Callback
-PORTABLE = TestSame|TestSample|TestCodec|TestDerived(RoundTrips|Hostile|Keys|InContainers|NaN)|TestEntries|TestHash(Vectors|Stable|Secrets)|TestLayoutFor|TestControlWords|TestExtentTable|TestUnixMapping|TestEMListQueue|TestEMListExtentBorders|TestEMDict(Bytes|FloatKeys|Rollback)|TestUpdate|TestDefectLock|TestViews|TestMutate|TestSortFunc$$|TestSortFuncStrings|TestSortKey|TestRadixSort
+PORTABLE = TestSame|TestSample|TestCodec|TestDerived(RoundTrips|Hostile|Keys|InContainers|NaN)|TestEntries|TestHash(Vectors|Stable|Secrets)|TestLayoutFor|TestControlWords|TestExtentTable|TestUnixMapping|TestEMListQueue|TestEMListExtentBorders|TestEMDict(Bytes|FloatKeys|Rollback)|TestUpdate|TestDefectLock|TestViews|TestMutate|TestDropClean|TestSortFunc$$|TestSortFuncStrings|TestSortKey|TestRadixSort
 # What differs where the whole file is in memory: all that lies between the file and its bytes, and recovery. WebAssembly does
 # not interrupt a goroutine, so tests in which one loops until another stops it would run for ever.
 MEMORY   = TestExchange|TestSlots|TestHeapMapping|TestMapping|TestFile$$|TestLock$$|TestNames|TestResolve|TestTable$$|TestOpenNot|TestDirtyLimit|TestLogLost|TestClose$$|TestTruncated|TestWrongLog|TestReadOnlyAfterCrash|TestErr(Locked|Closed|ReadOnly|Version)|TestOthersRecovery|TestSalvageLog|TestRelaxed(Unclean|HasNoRollback|Fails)?$$

@@ -346,6 +346,58 @@ func TestSpaceOfRandomChange(t *testing.T) {
 	require.NoError(t, a.Close())
 }
 
+// TestDropClean checkpoints beside changes that no commit has: copies that the file has too are given back, all others stay.
+func TestDropClean(t *testing.T) {
+	seed := rand.Uint64()
+	r := rand.New(rand.NewPCG(seed, 0))
+	a := testArena(t, testOptions{opts: Options{NoAutoCommit: true, NoSync: true}})
+	l := listOf[[pageSize]byte](t, a, nil)
+	const n = 1000
+	require.NoError(t, l.Resize(n))
+	require.NoError(t, l.Fill(0, n, [pageSize]byte{1}))
+	require.NoError(t, a.Sync())
+	want, committed := make([]byte, n), make([]byte, n)
+	for i := range want {
+		want[i] = 1
+	}
+	change := func(share int) {
+		for i := range want {
+			if r.IntN(share) == 0 {
+				want[i]++
+				require.NoError(t, l.Set(i, [pageSize]byte{want[i], pageSize - 1: want[i]}))
+			}
+		}
+	}
+	same := func() {
+		for i, v := range want {
+			got, err := l.Get(i)
+			require.NoError(t, err)
+			require.Equal(t, v, got[0], "element %d, seed %d", i, seed)
+		}
+	}
+	for round := range 40 {
+		change(1 + r.IntN(100))
+		require.NoError(t, a.Sync())
+		copy(committed, want)
+		change(1 + r.IntN(100))
+		dirty := int64(0)
+		require.NoError(t, a.space.eachDirty(0, maxPages, func(dirtyPage) error { dirty++; return nil }))
+		a.turn.Lock()
+		require.NoError(t, a.checkpoint())
+		a.turn.Unlock()
+		if a.space.osShift == 0 {
+			require.Equal(t, dirty*pageSize, a.space.private.Load(), "round %d, seed %d", round, seed)
+		}
+		require.NoError(t, a.verifyMemory())
+		same()
+		if r.IntN(3) == 0 {
+			require.NoError(t, a.Rollback())
+			copy(want, committed)
+			same()
+		}
+	}
+}
+
 // TestUnmarkedStore requires that verifyMemory, which the model tests call, finds
 // a store that bypassed the marks, on every kind of page.
 func TestUnmarkedStore(t *testing.T) {
