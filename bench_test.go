@@ -182,7 +182,6 @@ func benchGet[K comparable, V any](b *testing.B, kind benchKind[K, V], hit bool)
 	})
 }
 
-// BenchmarkEMDictSet fills an empty dict, with one Sync at its end; an operation is one entry.
 // BenchmarkEMDictGetMany looks up batches of 64, in the map one after the other; the time is that of one key.
 func BenchmarkEMDictGetMany(b *testing.B) {
 	for _, hit := range []bool{true, false} {

@@ -972,41 +972,64 @@ const wordSlot = 16
 // key second, or the value alone, are consistent at each moment.
 const wholeWords = runtime.GOARCH == "amd64"
 
-// peekWord is getWord where nothing is in the way: no writer, and the search
-// ends near the line where it begins. Nearly every lookup is one of these, and
-// here fewer instructions are not only less time: the processor then sees more
-// lookups at once, and waits for the memory of all of them together. So
-// this calls nothing, which spares it a stack frame.
-func (d *dict) peekWord(key uint64) (val uint64, is peeked) {
-	if !optimistic {
-		return 0, peekedNothing
+// A wordLine is a line of a bucket of words: four slots, key first. Only where
+// numbers lie in memory as in the file.
+//
+// Who changes one stores to all its slots, if need be what they hold. A store to the
+// one slot would have an address that has to wait for the line, and until it is
+// known processors hold back the atomic instruction of the next lock, and with
+// it the next change's wait for memory: a Set then takes twice the time.
+type wordLine [lineSize / 8]uint64
+
+// wordLine returns the line that has the byte off of a bucket of words.
+func (b *bucket) wordLine(off uintptr) *wordLine {
+	return (*wordLine)(unsafe.Add(unsafe.Pointer(b), off&^(lineSize-1)))
+}
+
+// slotOfLine numbers the slot at off in its line, from 1.
+func slotOfLine(off uintptr) int { return int(off%lineSize)/wordSlot + 1 }
+
+// put stores val, then key, in slot i, counted from 1. Readers find the entry that
+// was there or this one.
+func (l *wordLine) put(i int, key, val uint64) {
+	l.putVal(i, val)
+	k1, k2, k3, k4 := l[0], l[2], l[4], l[6]
+	if i == 1 {
+		k1 = key
 	}
-	h := d.hashWord(key)
-	seg := d.table.Load().segment(h)
-	s := seg.load()
-	no, same := seg.bucketAt(h, s)
-	if !same || key == 0 || no-1 >= d.space.flat.Load() {
-		return 0, peekedNothing
+	if i == 2 {
+		k2 = key
 	}
-	b := (*bucket)(unsafe.Add(d.space.page1, uintptr(no-1)<<pageShift))
-	off := lineSize + home(h, lineCount)*lineSize
-	for range maxDistance + 1 {
-		last := b.word(off + 3*wordSlot)
-		i := whichIs(key, b.word(off), b.word(off+wordSlot), b.word(off+2*wordSlot), last)
-		if i != 0 || last == 0 {
-			if i != 0 {
-				val, is = b.word(off+i*wordSlot-8), peekedPresent
-			}
-			if !seg.undisturbed(s) {
-				return 0, peekedNothing
-			}
-			return val, is
-		}
-		if off += lineSize; off == pageSize {
-			off = lineSize
-		}
+	if i == 3 {
+		k3 = key
 	}
-	return 0, peekedNothing
+	if i == 4 {
+		k4 = key
+	}
+	l[0], l[2], l[4], l[6] = k1, k2, k3, k4
+}
+
+// putVal stores the value of slot i.
+func (l *wordLine) putVal(i int, val uint64) {
+	v1, v2, v3, v4 := l[1], l[3], l[5], l[7]
+	if i == 1 {
+		v1 = val
+	}
+	if i == 2 {
+		v2 = val
+	}
+	if i == 3 {
+		v3 = val
+	}
+	if i == 4 {
+		v4 = val
+	}
+	l[1], l[3], l[5], l[7] = v1, v2, v3, v4
+}
+
+// homeOff returns where the home of a hash lies in a bucket of lines.
+func homeOff(h uint64) uintptr {
+	return lineSize + uintptr(uint64(uint32(h))*lineCount>>(32-lineShift)&^(lineSize-1))
 }
 
 // getWord is get for words.
@@ -1050,7 +1073,7 @@ func (d *dict) prefetch(h uint64) {
 	seg := t.segment(h)
 	if no, same := seg.bucketAt(h, seg.load()); same {
 		if b := (*bucket)(d.space.near(no)); b != nil {
-			prefetch(unsafe.Add(unsafe.Pointer(b), lineSize+home(h, lineCount)*lineSize))
+			prefetch(unsafe.Add(unsafe.Pointer(b), homeOff(h)))
 		}
 	}
 }
@@ -1059,11 +1082,11 @@ func (d *dict) prefetch(h uint64) {
 // absent. The search has not ended if all lines are full: the bucket may have
 // more pages.
 func (b *bucket) findWord(h, key uint64) (off int, ended bool) {
-	off = lineSize + home(h, lineCount)*lineSize
+	off = int(homeOff(h))
 	for range lineCount {
 		last := b.word(off + 3*wordSlot)
 		if i := whichIs(key, b.word(off), b.word(off+wordSlot), b.word(off+2*wordSlot), last); i != 0 {
-			return off + (i-1)*wordSlot, true
+			return off + (i-1)&3*wordSlot, true // in the line, if damaged or torn it has the key twice
 		}
 		if last == 0 {
 			return 0, true
@@ -1076,7 +1099,7 @@ func (b *bucket) findWord(h, key uint64) (off int, ended bool) {
 }
 
 // whichIs returns which of four slots has the key, counted from 1; 0 if none
-// has. It has no branch for each slot: one that is mispredicted would wait for
+// has; the sum, if several have. It has no branch for each slot: one that is mispredicted would wait for
 // the line, and the lookups after this one with it. Small enough to be inlined.
 func whichIs(key, k1, k2, k3, k4 uint64) (i int) {
 	return oneIf(k1 == key) + 2*oneIf(k2 == key) + 3*oneIf(k3 == key) + 4*oneIf(k4 == key)
@@ -1109,39 +1132,55 @@ func (b *bucket) copy(src *bucket, l *layout) {
 // lockWord takes the lock under which the key of words with hash h is changed,
 // and returns the first page of its bucket. It does so where nothing is in the
 // way, as nearly always; otherwise seg is nil and nothing is locked.
-func (d *dict) lockWord(h uint64) (t *segmentTable, seg *segment, no pageNo, b *bucket) {
-	t = d.table.Load()
-	seg = t.segment(h)
-	flat := d.space.flat.Load()
+//
+// The bucket is looked for before, so that its line comes while the lock is
+// taken. It still is the right one if the segment's version is the same: that
+// is even, so the container is open, and the table is the present one.
+func (d *dict) lockWord(h uint64) (seg *segment, no pageNo, b *bucket) {
+	seg = d.table.Load().segment(h)
+	if !optimistic {
+		seg.mu.Lock()
+	}
+	s := seg.load() &^ 1
+	no = seg.look(h, s)
+	b = (*bucket)(d.space.flatPage(no))
+	if b == nil || no < slotPages {
+		if !optimistic {
+			seg.mu.Unlock()
+		}
+		return nil, 0, nil
+	}
 	if optimistic {
-		// The line comes while the lock is taken.
-		if no, same := seg.bucketAt(h, seg.load()); same && no-1 < flat {
-			prefetch(unsafe.Add(d.space.page1, uintptr(no-1)<<pageShift+uintptr(lineSize+home(h, lineCount)*lineSize)))
-		}
+		prefetch(unsafe.Add(unsafe.Pointer(b), homeOff(h)))
+		seg.mu.Lock()
 	}
-	if !d.a.admits(d.cost.Load()) {
-		return nil, nil, 0, nil
-	}
-	seg.mu.Lock()
-	if len(seg.busy) == 0 && d.changeable(t) {
-		if no = seg.bucket(h); no >= slotPages && no-1 < flat {
-			return t, seg, no, (*bucket)(unsafe.Add(d.space.page1, uintptr(no-1)<<pageShift))
-		}
+	if seg.load() == s && len(seg.busy) == 0 && d.active.Load() && d.a.status.Load() == 0 {
+		return seg, no, b
 	}
 	seg.mu.Unlock()
-	return nil, nil, 0, nil
-}
-
-// changeable says that who holds a lock of t may change the dict.
-func (d *dict) changeable(t *segmentTable) bool {
-	return d.table.Load() == t && d.active.Load() && d.state.Load() == stateOpen && d.hdr != 0
+	return nil, 0, nil
 }
 
 // setWord is a changeSet of words.
+//
+// Here as in Get, a processor that finds the next call's line to ask for while
+// it waits for this one's takes half the time. So a value that replaces another has
+// a way of its own, and what can be done before the line has come is done before
+// it is looked at.
 func (d *dict) setWord(key, val uint64) error {
 	h := d.hashWord(key)
-	if _, seg, no, b := d.lockWord(h); seg != nil {
-		stored := key != 0 && d.storeWord(seg, no, b, h, key, val)
+	if seg, no, b := d.lockWord(h); seg != nil {
+		off := homeOff(h)
+		if dirty := d.space.dirtyLines(no); wholeWords && !raceEnabled && dirty != nil && *dirty != 0 && key != 0 {
+			line := b.wordLine(off)
+			if i := whichIs(key, line[0], line[2], line[4], line[6]); i != 0 && i <= 4 {
+				*dirty |= 1 << (off >> lineShift & 63)
+				line.putVal(i, val)
+				seg.mu.Unlock()
+				return nil
+			}
+		}
+		stored := d.storeWord(seg, no, b, h, key, val)
 		seg.mu.Unlock()
 		if stored {
 			return nil
@@ -1154,19 +1193,22 @@ func (d *dict) setWord(key, val uint64) error {
 // bucket when it began; seg is nil if that did not come by lockWord.
 type wordHold struct {
 	hold
-	t   *segmentTable
-	seg *segment
-	no  pageNo
-	b   *bucket
+	seg  *segment
+	seen uint64 // its version then
+	no   pageNo
+	b    *bucket
 }
 
 // storeHeld is setWord of a key whose hash is h, for the callback whose hold is
 // by. Its bucket nearly always is where it was.
 func (d *dict) storeHeld(h, key, val uint64, by *wordHold) error {
-	if seg := by.seg; seg != nil && d.a.admits(d.cost.Load()) {
+	if seg := by.seg; seg != nil {
 		seg.mu.Lock()
-		if by.epoch == d.epoch.Load() && d.changeable(by.t) && seg.bucket(h) == by.no && d.storeWord(seg, by.no, by.b, h, key, val) {
-			return d.leave(seg, nil, &by.hold)
+		if seg.load() == by.seen && d.active.Load() && d.a.status.Load() == 0 && d.storeWord(seg, by.no, by.b, h, key, val) {
+			seg.clearBusy(h, h, nil)
+			seg.mu.Unlock()
+			by.released = true
+			return nil
 		}
 		seg.mu.Unlock()
 	}
@@ -1183,13 +1225,13 @@ func (d *dict) setWordSlow(h, key, val uint64, by *hold) error {
 
 // holdWord is holdKey for words; the hold is left in by.
 func (d *dict) holdWord(by *wordHold, h, key uint64) (val uint64, ok bool, err error) {
-	if t, seg, no, b := d.lockWord(h); seg != nil {
+	if seg, no, b := d.lockWord(h); seg != nil {
 		if off, ended := b.findWord(h, key); ended && key != 0 {
 			if off != 0 {
 				val = b.word(off + 8)
 			}
 			seg.setBusy(h, h, nil)
-			*by = wordHold{hold{lo: h, hi: h, epoch: d.epoch.Load()}, t, seg, no, b}
+			*by = wordHold{hold{lo: h, hi: h, epoch: d.epoch.Load()}, seg, seg.load(), no, b}
 			seg.mu.Unlock()
 			return val, off != 0, nil
 		}
@@ -1207,13 +1249,13 @@ func (d *dict) holdWord(by *wordHold, h, key uint64) (val uint64, ok bool, err e
 // deleteWord is a changeRemove of words.
 func (d *dict) deleteWord(key uint64) (ok bool, err error) {
 	h := d.hashWord(key)
-	if _, seg, no, b := d.lockWord(h); seg != nil {
+	if seg, no, b := d.lockWord(h); seg != nil {
 		off, ended := b.findWord(h, key)
 		switch {
 		case key == 0:
-		case off != 0:
-			return true, d.leave(seg, d.removeWord(seg, h, no, b, off), nil)
-		case ended:
+		case off != 0 && d.a.admits(d.cost.Load()):
+			return true, d.leave(seg, d.removeWord(seg, h, no, b, uintptr(off)), nil)
+		case off == 0 && ended:
 			seg.mu.Unlock()
 			return false, nil
 		}
@@ -1227,57 +1269,90 @@ func (d *dict) deleteWord(key uint64) (ok bool, err error) {
 
 // removeWord is remove of the word at off of page no, b, the first of its
 // bucket.
-func (d *dict) removeWord(seg *segment, h uint64, no pageNo, b *bucket, off int) error {
-	line := off &^ (lineSize - 1)
-	i := (off - lineSize) / wordSlot
-	if b.word(line+3*wordSlot) != 0 { // entries that lie further on may have to move here
-		return d.remove(d.table.Load(), seg, h, no, place{no: no, b: b, i: i})
+func (d *dict) removeWord(seg *segment, h uint64, no pageNo, b *bucket, off uintptr) error {
+	from, ended := d.displacedWord(b, off)
+	if !ended || from != 0 && b.next() != 0 { // all lines are full: the bucket may have more pages
+		return d.remove(d.table.Load(), seg, h, no, place{no: no, b: b, i: int(off-lineSize) / wordSlot})
 	}
-	last := line + (usedOf(b.word(line), b.word(line+wordSlot), b.word(line+2*wordSlot))-1)*wordSlot
-	d.space.touch(no, 1<<(line>>lineShift))
 	seg.beginShort()
-	b.setWord(off, b.word(last))
-	b.setWord(off+8, b.word(last+8))
-	b.setWord(last, 0)
-	b.setWord(last+8, 0)
+	for from != 0 {
+		d.space.touch(no, 1<<(off>>lineShift))
+		b.wordLine(off).put(slotOfLine(off), b.word(int(from)), b.word(int(from+8)))
+		off = from
+		from, _ = d.displacedWord(b, off)
+	}
+	line := b.wordLine(off)
+	last := usedOf(line[0], line[2], line[4]) + oneIf(line[6] != 0)
+	d.space.touch(no, 1<<(off>>lineShift))
+	line.put(slotOfLine(off), line[2*last-2], line[2*last-1])
+	line.put(last, 0, 0)
 	seg.endShort()
 	seg.count(-1)
-	if last == line && d.layout.worthMerging(b, i) {
+	if last == 1 && d.layout.worthMerging(b, int(off-lineSize)/wordSlot) {
 		return d.merge(d.table.Load(), seg, h, no)
 	}
 	return nil
 }
 
+// displacedWord is displaced for the line of off: where a word begins that lies
+// further on as the line was full, 0 if there is none. The search ends there or at an
+// empty slot, which not every page has.
+func (d *dict) displacedWord(b *bucket, off uintptr) (from uintptr, ended bool) {
+	const all = lineCount * lineSize
+	at := off &^ (lineSize - 1)
+	if b.wordLine(at)[6] == 0 {
+		return 0, true
+	}
+	for passed := uintptr(lineSize); passed < all; passed += lineSize {
+		if at += lineSize; at == pageSize {
+			at = lineSize
+		}
+		line := b.wordLine(at)
+		for i := range uintptr(lineSize / wordSlot) {
+			key := line[2*i]
+			if key == 0 {
+				return 0, true
+			}
+			if (at+all-homeOff(d.hashWord(key)))%all >= passed {
+				return at + i*wordSlot, true
+			}
+		}
+	}
+	return 0, false
+}
+
 // storeWord stores a word where that is simple: over another, or in an empty
-// slot near home.
+// slot near home, in memory that there is. The key 0 is not.
 func (d *dict) storeWord(seg *segment, no pageNo, b *bucket, h, key, val uint64) bool {
-	off := lineSize + home(h, lineCount)*lineSize
+	off := homeOff(h)
 	for range maxDistance + 1 {
-		k1, k2, k3, last := b.word(off), b.word(off+wordSlot), b.word(off+2*wordSlot), b.word(off+3*wordSlot)
-		i := whichIs(key, k1, k2, k3, last)
-		isNew := i == 0 && last == 0
-		if isNew {
-			i = 1 + usedOf(k1, k2, k3)
+		line := b.wordLine(off)
+		last := line[6]
+		i := whichIs(key, line[0], line[2], line[4], last)
+		if i == 0 && last != 0 {
+			if off += lineSize; off == pageSize {
+				off = lineSize
+			}
+			continue
+		}
+		dirty := d.space.dirtyLines(no)
+		if key == 0 || i > 4 || (dirty == nil || *dirty == 0) && !d.a.admits(d.cost.Load()) {
+			return false
+		}
+		d.space.touchMine(no, dirty, 1<<(off>>lineShift&63))
+		if !wholeWords {
+			seg.begin()
 		}
 		if i != 0 {
-			slot := off + (i-1)*wordSlot
-			d.space.touch(no, 1<<(off>>lineShift))
-			if !wholeWords {
-				seg.begin()
-			}
-			b.setWord(slot+8, val)
-			b.setWord(slot, key)
-			if !wholeWords {
-				seg.end()
-			}
-			if isNew {
-				seg.count(+1)
-			}
-			return true
+			line.putVal(i, val)
+		} else {
+			line.put(1+usedOf(line[0], line[2], line[4]), key, val)
+			seg.count(+1)
 		}
-		if off += lineSize; off == pageSize {
-			off = lineSize
+		if !wholeWords {
+			seg.end()
 		}
+		return true
 	}
 	return false
 }

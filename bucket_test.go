@@ -323,3 +323,75 @@ func TestEntryParts(t *testing.T) {
 		}
 	}
 }
+
+// A line of words takes an entry in any slot, and the others stay as they are.
+func TestWordLine(t *testing.T) {
+	for i := 1; i <= lineSize/wordSlot; i++ {
+		old := wordLine{11, 12, 21, 22, 31, 32, 41, 42}
+		want := old
+		want[2*i-1] = 7
+		line := old
+		line.putVal(i, 7)
+		assert.Equal(t, want, line)
+		want[2*i-2] = 6
+		line = old
+		line.put(i, 6, 7)
+		assert.Equal(t, want, line)
+	}
+	// Of damage, or while a writer moves it, a line may have a key several times.
+	for dup := range 16 {
+		var b bucket
+		for i := range 4 {
+			key := 1 + uint64(i)
+			if dup>>i&1 != 0 {
+				key = 9
+			}
+			b.setWord(pageSize-lineSize+i*wordSlot, key)
+		}
+		off, ended := b.findWord(1<<32-1, 9)
+		assert.True(t, ended)
+		assert.Equal(t, dup != 0, off != 0)
+		if off != 0 {
+			assert.GreaterOrEqual(t, off, pageSize-lineSize)
+			assert.LessOrEqual(t, off, pageSize-wordSlot)
+		}
+	}
+}
+
+// Words whose homes are a few neighbouring lines, at the end of the page too, lie
+// far behind them; whatever is deleted, the others are found where a search
+// ends at the first empty slot.
+func TestEMDictCrowdedLines(t *testing.T) {
+	seed := rand.Uint64()
+	r := rand.New(rand.NewPCG(seed, 0))
+	for _, homes := range []uint64{0, 1 << 26, 3 << 26, 1<<26 | 1<<31, 31 << 26, 63 << 26} { // bits of a hash that choose the line
+		d := newDictFor[uint64, uint64](t, testOptions{})
+		d.d.hashMask = 0xffffffff<<32 | homes
+		model := map[uint64]uint64{}
+		var keys []uint64
+		for range 3000 {
+			if n := len(keys); n > 0 && r.IntN(n+100) > 100 {
+				at := r.IntN(n)
+				k := keys[at]
+				keys[at] = keys[n-1]
+				keys = keys[:n-1]
+				delete(model, k)
+				ok, err := d.Delete(k)
+				require.NoError(t, err)
+				require.True(t, ok, "seed %d", seed)
+			} else {
+				k := r.Uint64() | 1
+				keys = append(keys, k)
+				model[k] = r.Uint64()
+				require.NoError(t, d.Set(k, model[k]))
+			}
+			for k, want := range model {
+				v, ok, err := d.Get(k)
+				require.NoError(t, err)
+				require.True(t, ok && v == want, "seed %d: key %d", seed, k)
+			}
+		}
+		require.Equal(t, len(model), d.Len())
+		require.NoError(t, d.Arena().Check(t.Context(), nil))
+	}
+}

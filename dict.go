@@ -588,7 +588,7 @@ func (d *dict) prefetchPage(seg *segment, h uint64) {
 	switch {
 	case b == nil:
 	case d.layout.kind == layoutLines:
-		prefetch(unsafe.Pointer(&b[lineSize+home(h, lineCount)*lineSize]))
+		prefetch(unsafe.Pointer(&b[homeOff(h)]))
 	default: // those with the control bytes, nearly always
 		for line := range 3 {
 			prefetch(unsafe.Pointer(&b[line*lineSize]))

@@ -169,7 +169,7 @@ func (d *dict) getWordBatch(keys, vals [][8]byte, ok []bool, start time.Time) (f
 				l.b = (*bucket)(d.space.near(l.no))
 			}
 			if l.b != nil {
-				lines[i] = unsafe.Add(unsafe.Pointer(l.b), lineSize+home(l.hash, lineCount)*lineSize)
+				lines[i] = unsafe.Add(unsafe.Pointer(l.b), homeOff(l.hash))
 			}
 		}
 		prefetchEach(&lines[0], len(keys))
@@ -265,7 +265,7 @@ func (d *dict) prefetchBatch(hashes []uint64) (missing int) {
 		switch {
 		case b == nil:
 		case l.kind == layoutLines:
-			ahead.add(unsafe.Add(unsafe.Pointer(b), lineSize+home(h, lineCount)*lineSize), lineSize)
+			ahead.add(unsafe.Add(unsafe.Pointer(b), homeOff(h)), lineSize)
 		case l.kind == layoutControl:
 			ahead.add(unsafe.Add(unsafe.Pointer(b), bucketHeader+home(h, l.groups)*ctrlGroup), ctrlGroup)
 		default:

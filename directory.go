@@ -266,6 +266,19 @@ func (seg *segment) bucketAt(h, s uint64) (pageNo, bool) {
 	return dirEntry(dir, h>>(shift&63)&uint64(mask)), true
 }
 
+// look is bucketAt in fewer instructions, for readers who look again with
+// more care where it returns 0: the bucket is absent, or a writer was there. s is
+// even. The methods of the atomic types would leave a NOP each, as in version.load.
+func (seg *segment) look(h, s uint64) pageNo {
+	shift := atomic.LoadUint32((*uint32)(unsafe.Pointer(&seg.shift)))
+	mask := atomic.LoadUint32((*uint32)(unsafe.Pointer(&seg.mask)))
+	dir := atomic.LoadPointer((*unsafe.Pointer)(unsafe.Pointer(&seg.dir)))
+	if seg.load() != s {
+		return 0
+	}
+	return binary.LittleEndian.Uint32((*[4]byte)(unsafe.Add(dir, h>>(shift&63)&uint64(mask)*4))[:])
+}
+
 // dirEntry returns entry i of a directory, which has it. The memory is mapped
 // for ever; it may show other bytes once the directory has moved.
 func dirEntry(dir *uint32, i uint64) pageNo {
@@ -716,16 +729,22 @@ func (d *dict) setHeaderDepth(depth uint32) {
 // worthMerging says whether to look for a merge after slot i was emptied. The
 // layouts that count entries look now and then below the threshold: slotted
 // pages, of which that takes a look at each entry, at powers of two. Lines
-// look when the slot's line and its neighbours are empty: rare above the
+// look when the slot's line and a few others are empty: rare above the
 // threshold, frequent below, certain for the last entry.
 func (l *layout) worthMerging(b *bucket, i int) bool {
 	switch l.kind {
 	case layoutLines:
 		if i != l.slots {
 			line := i/l.perGroup + 1
-			before, after := (line+lineCount-2)%lineCount+1, line%lineCount+1
-			if l.lineKey(b, line*lineSize) != 0 || l.lineKey(b, before*lineSize)|l.lineKey(b, after*lineSize) != 0 {
-				return false // without a look at the neighbours, if possible: they may not be in the cache
+			if l.lineKey(b, line*lineSize) != 0 {
+				return false
+			}
+			// Then a few others, the one that processors fetch along with it first: they
+			// may not be in the cache.
+			for other := 1; other <= 4; other++ {
+				if at := line ^ other; at != 0 && l.lineKey(b, at*lineSize) != 0 {
+					return false
+				}
 			}
 		}
 		n := l.slots / mergeFrom

@@ -139,10 +139,22 @@ func (d *EMDict[K, V]) Len() int { return int(d.d.length()) }
 // Get returns the value of k, and whether there is one. The value is the
 // caller's own.
 func (d *EMDict[K, V]) Get(k K) (v V, ok bool, err error) {
-	if d.words {
-		word, is := d.d.peekWord(*(*uint64)(unsafe.Pointer(&k)))
-		if is != peekedNothing {
-			return *(*V)(unsafe.Pointer(&word)), is == peekedPresent, nil
+	if d.words && optimistic {
+		c, key := d.d, *(*uint64)(unsafe.Pointer(&k))
+		h := c.hashWord(key)
+		seg := c.table.Load().segment(h)
+		s := seg.load() &^ 1
+		if b := c.space.flatPage(seg.look(h, s)); b != nil && key != 0 {
+			line := (*wordLine)(unsafe.Add(b, homeOff(h)))
+			last := line[6]
+			if i := whichIs(key, line[0], line[2], line[4], last); i != 0 {
+				val := line[(2*i-1)%len(line)] // torn, it may be found in several slots
+				if seg.undisturbed(s) {
+					return *(*V)(unsafe.Pointer(&val)), true, nil
+				}
+			} else if last == 0 && seg.undisturbed(s) {
+				return v, false, nil
+			}
 		}
 	}
 	return d.getAny(k)

@@ -1304,7 +1304,7 @@ func TestEMDictBounded(t *testing.T) {
 	for k := range uint64(50_000) {
 		require.NoError(t, d.Set(k, k))
 		h := d.d.hashWord(k)
-		if _, seg, no, b := d.d.lockWord(h); seg != nil {
+		if seg, no, b := d.d.lockWord(h); seg != nil {
 			if k != 0 && d.d.storeWord(seg, no, b, h, k, k) {
 				short = append(short, k)
 			}

@@ -153,7 +153,7 @@ func (e *EMList[T]) tryGet(i int) (v T, ok bool) {
 		return v, false
 	}
 	l := e.l
-	shape := l.shape.n.Load()
+	shape := l.shape.load()
 	first := l.first.Load()
 	if uint64(i) >= l.end.Load()-first || shape&1 != 0 {
 		return v, false
@@ -166,7 +166,7 @@ func (e *EMList[T]) tryGet(i int) (v T, ok bool) {
 	}
 	v = *(*T)(p)
 	readFence()
-	return v, l.shape.n.Load() == shape
+	return v, l.shape.load() == shape
 }
 
 // get is Get in all cases.
@@ -654,7 +654,7 @@ type runStamp struct {
 
 // changed says that what was read may not be what the list holds now.
 func (s runStamp) changed() bool {
-	return s.list.n.Load() != s.listSeen || s.stripe.n.Load() != s.stripeSeen
+	return s.list.load() != s.listSeen || s.stripe.load() != s.stripeSeen
 }
 
 // walk returns one of the elements [i, j), as far as they are there.
@@ -782,7 +782,7 @@ func (w *walk[T]) decode() {
 // readEach reads element i, and as many after it as there is room for.
 func (w *walk[T]) readEach(i int) {
 	l := w.e.l
-	shape := l.shape.n.Load()
+	shape := l.shape.load()
 	w.seen = runStamp{&l.shape.version, &l.shape.version, shape, shape}
 	w.at, w.run = i, w.room[:0]
 	for ; len(w.run) < len(w.room) && i < w.hi; i++ {

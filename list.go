@@ -161,7 +161,7 @@ func (l *list) tryRemember(k uint64) {
 		return
 	}
 	defer l.writer.mu.Unlock()
-	if l.shape.n.Load()&1 == 0 {
+	if l.shape.load()&1 == 0 {
 		l.remember(k)
 	}
 }
@@ -190,7 +190,7 @@ type listStamp struct {
 
 // current says whether what was read under s is what the list holds now.
 func (l *list) current(s listStamp) bool {
-	return l.shape.n.Load() == s.shape && (s.stripe == nil || s.stripe.n.Load() == s.seen)
+	return l.shape.load() == s.shape && (s.stripe == nil || s.stripe.load() == s.seen)
 }
 
 // begin starts an attempt. It fails when the list is closed.
@@ -209,7 +209,7 @@ func (r *listReader) begin() error {
 			r.locked = l.writer.mu.TryLock()
 		}
 		r.tries++
-		r.stamp = listStamp{shape: l.shape.n.Load()}
+		r.stamp = listStamp{shape: l.shape.load()}
 		if r.stamp.shape&1 == 0 {
 			return nil
 		}
@@ -223,7 +223,7 @@ func (r *listReader) begin() error {
 // watch adds the block of slot p to what must not change.
 func (r *listReader) watch(p uint64) {
 	r.stamp.stripe = r.l.stripe(p)
-	r.stamp.seen = r.stamp.stripe.n.Load()
+	r.stamp.seen = r.stamp.stripe.load()
 }
 
 // done says whether what was read since begin is consistent.
@@ -301,7 +301,7 @@ func (l *list) get(dst []byte, i int) (e element, err error) {
 // tryRead copies element i, which fills a slot, to dst. It is false when
 // writers interfered, or damage, or a bad index.
 func (l *list) tryRead(dst []byte, i int) bool {
-	r := listReader{l: l, stamp: listStamp{shape: l.shape.n.Load()}}
+	r := listReader{l: l, stamp: listStamp{shape: l.shape.load()}}
 	first := l.first.Load()
 	if uint64(i) >= l.end.Load()-first || r.stamp.shape&1 != 0 {
 		return false
@@ -378,7 +378,7 @@ func (l *list) run(dst []byte, i int, backwards bool) (n int, stamp listStamp, e
 
 // checkRange panics about a bad range of an open list.
 func (l *list) checkRange(i, j int) {
-	if uint(i) <= uint(j) && uint64(j) <= l.end.Load()-l.first.Load() && l.shape.n.Load()&1 == 0 {
+	if uint(i) <= uint(j) && uint64(j) <= l.end.Load()-l.first.Load() && l.shape.load()&1 == 0 {
 		return
 	}
 	if n, err := l.count(); err == nil {
@@ -393,13 +393,13 @@ func (l *list) checkRange(i, j int) {
 // takes a closer look. Most runs are a few elements of a large list, for which
 // that look would take longer than the loop.
 func (l *list) tryRun(i, j int) unsafe.Pointer {
-	shape := l.shape.n.Load()
+	shape := l.shape.load()
 	first := l.first.Load()
 	if n := uint64(j - i); uint64(j) > l.end.Load()-first || shape&1 != 0 || n*l.width >= aheadSize {
 		return nil
 	}
 	p := l.memoryAt(first + uint64(i))
-	if p == nil || l.table.Load().room(first+uint64(i)) < uint64(j-i) || l.shape.n.Load() != shape {
+	if p == nil || l.table.Load().room(first+uint64(i)) < uint64(j-i) || l.shape.load() != shape {
 		return nil
 	}
 	return p
@@ -500,7 +500,7 @@ func (l *list) enterAs(cost int64, holder bool) error {
 			return err
 		}
 		l.enterAnyway(holder)
-		if l.hdr != 0 && l.shape.n.Load()&1 == 0 {
+		if l.hdr != 0 && l.shape.load()&1 == 0 {
 			return nil
 		}
 		l.leave()

@@ -4,13 +4,14 @@ import (
 	"runtime"
 	"sync/atomic"
 	"time"
+	"unsafe"
 )
 
 // A mutex is a lock for what is nearly always free when somebody comes, and
 // held for the time of a few loads and stores: that of a container's elements.
 //
 // Unlocking is a store, which on amd64 need not be atomic: stores become
-// visible in order there. A sync.Mutex learns of those who wait by a second
+// visible in order there, and the compiler keeps the order of a function's stores. A sync.Mutex learns of those who wait by a second
 // atomic instruction, which would be a fifth of a Set or Append. So nobody is
 // woken: those who wait look again, at once, then when others have run, then
 // after a sleep that grows to a millisecond. A capture may hold the lock so long.
@@ -31,7 +32,7 @@ func (m *mutex) Unlock() {
 			panic("emd: unlock of unlocked mutex")
 		}
 	case wholeWords:
-		storePlain(&m.held, 0)
+		*(*uint64)(unsafe.Pointer(&m.held)) = 0
 	default:
 		m.held.Store(0)
 	}

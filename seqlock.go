@@ -75,13 +75,16 @@ func (v *version) step() {
 //go:noinline
 func storePlain(n *atomic.Uint64, v uint64) { *(*uint64)(unsafe.Pointer(n)) = v }
 
-func (v *version) load() uint64 { return v.n.Load() }
+// load is n.Load(), for which the compiler would leave a NOP: it wants an
+// instruction for the place of each inlined call, and lookups are so short that
+// each counts.
+func (v *version) load() uint64 { return atomic.LoadUint64((*uint64)(unsafe.Pointer(&v.n))) }
 
 // undisturbed says that what was read since the version was s, an even number,
 // was not changing.
 func (v *version) undisturbed(s uint64) bool {
 	readFence()
-	return v.n.Load() == s
+	return v.load() == s
 }
 
 // changing says whether readers are turned away.

@@ -366,6 +366,14 @@ func (s *space) near(p pageNo) *page {
 	return s.inTable(p)
 }
 
+// flatPage is near for who goes another way where it returns nil, as for page 0.
+func (s *space) flatPage(p pageNo) unsafe.Pointer {
+	if i := p - 1; i < s.flat.Load() {
+		return unsafe.Add(s.page1, uintptr(i)<<pageShift)
+	}
+	return nil
+}
+
 func (s *space) inTable(p pageNo) *page {
 	mem := s.table.Load().mem
 	if i := p >> s.shift; p != 0 && uint(i) < uint(len(mem)) {
@@ -440,16 +448,36 @@ func lineMask(off, n int) uint64 {
 // touch marks lines of a page as changed. Call it before the bytes change;
 // what is not marked does not become durable.
 func (s *space) touch(p pageNo, lines uint64) {
+	w := s.dirtyLines(p)
+	switch {
+	case w == nil || atomic.LoadUint64(w) == 0:
+		s.touchSlow(p, lines)
+	case atomic.LoadUint64(w)&lines != lines:
+		atomic.OrUint64(w, lines) // all else was done for the first line
+	}
+}
+
+// dirtyLines returns the dirty lines of a page, nil if its chunk has not been
+// used.
+func (s *space) dirtyLines(p pageNo) *uint64 {
 	t := s.table.Load()
-	if i := p >> s.shift; uint(i) < uint(len(t.lines)) {
+	if i := p >> (s.shift & 31); uint(i) < uint(len(t.lines)) {
 		if l := atomic.LoadPointer(&t.lines[i]); l != nil {
-			w := (*uint64)(unsafe.Add(l, uintptr(p&s.mask)*8))
-			if atomic.LoadUint64(w)&lines == lines {
-				return
-			}
+			return (*uint64)(unsafe.Add(l, uintptr(p&s.mask)*8))
 		}
 	}
-	s.touchSlow(p, lines)
+	return nil
+}
+
+// touchMine is touch of a page that nobody else can touch at the time, whose
+// dirty lines are at w.
+func (s *space) touchMine(p pageNo, w *uint64, lines uint64) {
+	switch {
+	case w == nil || *w == 0 || raceEnabled:
+		s.touchSlow(p, lines)
+	case *w&lines != lines:
+		*w |= lines
+	}
 }
 
 // markShort is mark for what lies in one line, nearly always.
