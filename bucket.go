@@ -1144,17 +1144,17 @@ func (d *dict) lockWord(h uint64) (seg *segment, no pageNo, b *bucket) {
 	s := seg.load() &^ 1
 	no = seg.look(h, s)
 	b = (*bucket)(d.space.flatPage(no))
-	if b == nil || no < slotPages {
-		if !optimistic {
-			seg.mu.Unlock()
-		}
-		return nil, 0, nil
-	}
 	if optimistic {
+		if b == nil || no < slotPages {
+			return nil, 0, nil
+		}
 		prefetch(unsafe.Add(unsafe.Pointer(b), homeOff(h)))
+		if !d.a.admits(d.cost.Load()) {
+			return nil, 0, nil
+		}
 		seg.mu.Lock()
 	}
-	if seg.load() == s && len(seg.busy) == 0 && d.active.Load() && d.a.status.Load() == 0 {
+	if seg.load() == s && len(seg.busy) == 0 && d.active.Load() && (optimistic || b != nil && no >= slotPages && d.a.admits(d.cost.Load())) {
 		return seg, no, b
 	}
 	seg.mu.Unlock()
@@ -1202,9 +1202,9 @@ type wordHold struct {
 // storeHeld is setWord of a key whose hash is h, for the callback whose hold is
 // by. Its bucket nearly always is where it was.
 func (d *dict) storeHeld(h, key, val uint64, by *wordHold) error {
-	if seg := by.seg; seg != nil {
+	if seg := by.seg; seg != nil && d.a.admits(d.cost.Load()) {
 		seg.mu.Lock()
-		if seg.load() == by.seen && d.active.Load() && d.a.status.Load() == 0 && d.storeWord(seg, by.no, by.b, h, key, val) {
+		if seg.load() == by.seen && d.active.Load() && d.storeWord(seg, by.no, by.b, h, key, val) {
 			seg.clearBusy(h, h, nil)
 			seg.mu.Unlock()
 			by.released = true
@@ -1253,9 +1253,9 @@ func (d *dict) deleteWord(key uint64) (ok bool, err error) {
 		off, ended := b.findWord(h, key)
 		switch {
 		case key == 0:
-		case off != 0 && d.a.admits(d.cost.Load()):
+		case off != 0:
 			return true, d.leave(seg, d.removeWord(seg, h, no, b, uintptr(off)), nil)
-		case off == 0 && ended:
+		case ended:
 			seg.mu.Unlock()
 			return false, nil
 		}
@@ -1270,9 +1270,10 @@ func (d *dict) deleteWord(key uint64) (ok bool, err error) {
 // removeWord is remove of the word at off of page no, b, the first of its
 // bucket.
 func (d *dict) removeWord(seg *segment, h uint64, no pageNo, b *bucket, off uintptr) error {
+	slot := int(off-lineSize) / wordSlot
 	from, ended := d.displacedWord(b, off)
 	if !ended || from != 0 && b.next() != 0 { // all lines are full: the bucket may have more pages
-		return d.remove(d.table.Load(), seg, h, no, place{no: no, b: b, i: int(off-lineSize) / wordSlot})
+		return d.remove(d.table.Load(), seg, h, no, place{no: no, b: b, i: slot})
 	}
 	seg.beginShort()
 	for from != 0 {
@@ -1288,7 +1289,7 @@ func (d *dict) removeWord(seg *segment, h uint64, no pageNo, b *bucket, off uint
 	line.put(last, 0, 0)
 	seg.endShort()
 	seg.count(-1)
-	if last == 1 && d.layout.worthMerging(b, int(off-lineSize)/wordSlot) {
+	if last == 1 && d.layout.worthMerging(b, slot) {
 		return d.merge(d.table.Load(), seg, h, no)
 	}
 	return nil
@@ -1322,7 +1323,7 @@ func (d *dict) displacedWord(b *bucket, off uintptr) (from uintptr, ended bool) 
 }
 
 // storeWord stores a word where that is simple: over another, or in an empty
-// slot near home, in memory that there is. The key 0 is not.
+// slot near home. The key 0 is not.
 func (d *dict) storeWord(seg *segment, no pageNo, b *bucket, h, key, val uint64) bool {
 	off := homeOff(h)
 	for range maxDistance + 1 {
@@ -1335,11 +1336,10 @@ func (d *dict) storeWord(seg *segment, no pageNo, b *bucket, h, key, val uint64)
 			}
 			continue
 		}
-		dirty := d.space.dirtyLines(no)
-		if key == 0 || i > 4 || (dirty == nil || *dirty == 0) && !d.a.admits(d.cost.Load()) {
+		if key == 0 || i > 4 {
 			return false
 		}
-		d.space.touchMine(no, dirty, 1<<(off>>lineShift&63))
+		d.space.touch(no, 1<<(off>>lineShift&63))
 		if !wholeWords {
 			seg.begin()
 		}

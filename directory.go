@@ -729,22 +729,16 @@ func (d *dict) setHeaderDepth(depth uint32) {
 // worthMerging says whether to look for a merge after slot i was emptied. The
 // layouts that count entries look now and then below the threshold: slotted
 // pages, of which that takes a look at each entry, at powers of two. Lines
-// look when the slot's line and a few others are empty: rare above the
+// look when the slot's line and its neighbours are empty: rare above the
 // threshold, frequent below, certain for the last entry.
 func (l *layout) worthMerging(b *bucket, i int) bool {
 	switch l.kind {
 	case layoutLines:
 		if i != l.slots {
 			line := i/l.perGroup + 1
-			if l.lineKey(b, line*lineSize) != 0 {
-				return false
-			}
-			// Then a few others, the one that processors fetch along with it first: they
-			// may not be in the cache.
-			for other := 1; other <= 4; other++ {
-				if at := line ^ other; at != 0 && l.lineKey(b, at*lineSize) != 0 {
-					return false
-				}
+			before, after := (line+lineCount-2)%lineCount+1, line%lineCount+1
+			if l.lineKey(b, line*lineSize) != 0 || l.lineKey(b, before*lineSize)|l.lineKey(b, after*lineSize) != 0 {
+				return false // without a look at the neighbours, if possible: they may not be in the cache
 			}
 		}
 		n := l.slots / mergeFrom

@@ -469,17 +469,6 @@ func (s *space) dirtyLines(p pageNo) *uint64 {
 	return nil
 }
 
-// touchMine is touch of a page that nobody else can touch at the time, whose
-// dirty lines are at w.
-func (s *space) touchMine(p pageNo, w *uint64, lines uint64) {
-	switch {
-	case w == nil || *w == 0 || raceEnabled:
-		s.touchSlow(p, lines)
-	case *w&lines != lines:
-		*w |= lines
-	}
-}
-
 // markShort is mark for what lies in one line, nearly always.
 func (s *space) markShort(off, n uint64) {
 	if line := off >> lineShift; (off+n-1)>>lineShift == line {
