@@ -975,10 +975,10 @@ const wholeWords = runtime.GOARCH == "amd64"
 // A wordLine is a line of a bucket of words: four slots, key first. Only where
 // numbers lie in memory as in the file.
 //
-// Who changes one stores to all its slots, if need be what they hold. A store to the
-// one slot would have an address that has to wait for the line, and until it is
-// known processors hold back the atomic instruction of the next lock, and with
-// it the next change's wait for memory: a Set then takes twice the time.
+// Who changes one stores to all its slots, three times what they hold. A store to
+// the one slot would have an address that waits for the line; until it is known
+// processors hold back the atomic instruction of the next lock, and with it
+// the next change's wait for memory.
 type wordLine [lineSize / 8]uint64
 
 // wordLine returns the line that has the byte off of a bucket of words.
@@ -992,39 +992,33 @@ func slotOfLine(off uintptr) int { return int(off%lineSize)/wordSlot + 1 }
 // put stores val, then key, in slot i, counted from 1. Readers find the entry that
 // was there or this one.
 func (l *wordLine) put(i int, key, val uint64) {
-	l.putVal(i, val)
-	k1, k2, k3, k4 := l[0], l[2], l[4], l[6]
-	if i == 1 {
-		k1 = key
-	}
-	if i == 2 {
-		k2 = key
-	}
-	if i == 3 {
-		k3 = key
-	}
-	if i == 4 {
-		k4 = key
-	}
-	l[0], l[2], l[4], l[6] = k1, k2, k3, k4
+	l.vals().put(i, val)
+	l.keys().put(i, key)
 }
 
-// putVal stores the value of slot i.
-func (l *wordLine) putVal(i int, val uint64) {
-	v1, v2, v3, v4 := l[1], l[3], l[5], l[7]
+// A wordColumn is the keys or the values of a line: every second word.
+type wordColumn [lineSize/8 - 1]uint64
+
+func (l *wordLine) keys() *wordColumn { return (*wordColumn)(l[:len(l)-1]) }
+func (l *wordLine) vals() *wordColumn { return (*wordColumn)(l[1:]) }
+
+// put stores x as the i-th, counted from 1, and the others as they are. It has no
+// branches.
+func (c *wordColumn) put(i int, x uint64) {
+	x1, x2, x3, x4 := c[0], c[2], c[4], c[6]
 	if i == 1 {
-		v1 = val
+		x1 = x
 	}
 	if i == 2 {
-		v2 = val
+		x2 = x
 	}
 	if i == 3 {
-		v3 = val
+		x3 = x
 	}
 	if i == 4 {
-		v4 = val
+		x4 = x
 	}
-	l[1], l[3], l[5], l[7] = v1, v2, v3, v4
+	c[0], c[2], c[4], c[6] = x1, x2, x3, x4
 }
 
 // homeOff returns where the home of a hash lies in a bucket of lines.
@@ -1099,8 +1093,9 @@ func (b *bucket) findWord(h, key uint64) (off int, ended bool) {
 }
 
 // whichIs returns which of four slots has the key, counted from 1; 0 if none
-// has; the sum, if several have. It has no branch for each slot: one that is mispredicted would wait for
-// the line, and the lookups after this one with it. Small enough to be inlined.
+// has, and the sum if several have. It has no branch for each slot: one that is
+// mispredicted would wait for the line, and the lookups after this one with it.
+// Small enough to be inlined.
 func whichIs(key, k1, k2, k3, k4 uint64) (i int) {
 	return oneIf(k1 == key) + 2*oneIf(k2 == key) + 3*oneIf(k3 == key) + 4*oneIf(k4 == key)
 }
@@ -1143,30 +1138,28 @@ func (d *dict) lockWord(h uint64) (seg *segment, no pageNo, b *bucket) {
 	}
 	s := seg.load() &^ 1
 	no = seg.look(h, s)
-	b = (*bucket)(d.space.flatPage(no))
-	if optimistic {
-		if b == nil || no < slotPages {
-			return nil, 0, nil
-		}
-		prefetch(unsafe.Add(unsafe.Pointer(b), homeOff(h)))
-		if !d.a.admits(d.cost.Load()) {
-			return nil, 0, nil
-		}
-		seg.mu.Lock()
+	if !optimistic {
+		seg.mu.Unlock()
 	}
-	if seg.load() == s && len(seg.busy) == 0 && d.active.Load() && (optimistic || b != nil && no >= slotPages && d.a.admits(d.cost.Load())) {
+	b = (*bucket)(d.space.flatPage(no))
+	if b == nil || no < slotPages {
+		return nil, 0, nil
+	}
+	prefetch(unsafe.Add(unsafe.Pointer(b), homeOff(h)))
+	if !d.a.admits(d.cost.Load()) {
+		return nil, 0, nil
+	}
+	seg.mu.Lock()
+	if seg.load() == s && len(seg.busy) == 0 && d.active.Load() {
 		return seg, no, b
 	}
 	seg.mu.Unlock()
 	return nil, 0, nil
 }
 
-// setWord is a changeSet of words.
-//
-// Here as in Get, a processor that finds the next call's line to ask for while
-// it waits for this one's takes half the time. So a value that replaces another has
-// a way of its own, and what can be done before the line has come is done before
-// it is looked at.
+// setWord is a changeSet of words. A value that replaces another has a way of its
+// own, of few instructions: as in Get, the processor then comes to the next
+// call's line, and asks for it, while it waits for this one's.
 func (d *dict) setWord(key, val uint64) error {
 	h := d.hashWord(key)
 	if seg, no, b := d.lockWord(h); seg != nil {
@@ -1174,8 +1167,10 @@ func (d *dict) setWord(key, val uint64) error {
 		if dirty := d.space.dirtyLines(no); wholeWords && !raceEnabled && dirty != nil && *dirty != 0 && key != 0 {
 			line := b.wordLine(off)
 			if i := whichIs(key, line[0], line[2], line[4], line[6]); i != 0 && i <= 4 {
-				*dirty |= 1 << (off >> lineShift & 63)
-				line.putVal(i, val)
+				if bit := uint64(1) << (off >> lineShift & 63); *dirty&bit == 0 {
+					*dirty |= bit // nobody else can mark lines of this page now
+				}
+				line.vals().put(i, val)
 				seg.mu.Unlock()
 				return nil
 			}
@@ -1344,7 +1339,7 @@ func (d *dict) storeWord(seg *segment, no pageNo, b *bucket, h, key, val uint64)
 			seg.begin()
 		}
 		if i != 0 {
-			line.putVal(i, val)
+			line.vals().put(i, val)
 		} else {
 			line.put(1+usedOf(line[0], line[2], line[4]), key, val)
 			seg.count(+1)

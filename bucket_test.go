@@ -331,7 +331,7 @@ func TestWordLine(t *testing.T) {
 		want := old
 		want[2*i-1] = 7
 		line := old
-		line.putVal(i, 7)
+		line.vals().put(i, 7)
 		assert.Equal(t, want, line)
 		want[2*i-2] = 6
 		line = old

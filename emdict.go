@@ -139,6 +139,9 @@ func (d *EMDict[K, V]) Len() int { return int(d.d.length()) }
 // Get returns the value of k, and whether there is one. The value is the
 // caller's own.
 func (d *EMDict[K, V]) Get(k K) (v V, ok bool, err error) {
+	// Nearly every lookup of words ends here, in its home line. It calls nothing and is
+	// short: fewer instructions are not only less time, the processor also sees
+	// more lookups at once, and waits for the memory of all of them together.
 	if d.words && optimistic {
 		c, key := d.d, *(*uint64)(unsafe.Pointer(&k))
 		h := c.hashWord(key)

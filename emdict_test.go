@@ -1303,6 +1303,10 @@ func TestEMDictBounded(t *testing.T) {
 	var short []uint64
 	for k := range uint64(50_000) {
 		require.NoError(t, d.Set(k, k))
+		if !d.words { // a big-endian machine, which has no short way
+			short = append(short, k)
+			continue
+		}
 		h := d.d.hashWord(k)
 		if seg, no, b := d.d.lockWord(h); seg != nil {
 			if k != 0 && d.d.storeWord(seg, no, b, h, k, k) {

@@ -140,33 +140,14 @@ func (e *EMList[T]) Len() int {
 
 // Get returns element i. It panics if the list has none.
 func (e *EMList[T]) Get(i int) (T, error) {
-	// As tryGet, without a call: the processor can wait for the elements of as many
-	// calls at once as it finds in its window of some hundred instructions.
-	if l := e.l; e.word && optimistic {
-		shape, first := l.shape.load(), l.first.Load()
-		if uint64(i) < l.end.Load()-first && shape&1 == 0 {
-			if p := l.table.Load().memory(first + uint64(i)); p != nil {
-				v := *(*T)(p)
-				if l.shape.undisturbed(shape) {
-					return v, nil
-				}
-			}
-		}
-	}
-	return e.getAny(i)
-}
-
-// getAny is Get in all cases.
-//
-//go:noinline
-func (e *EMList[T]) getAny(i int) (T, error) {
 	if v, ok := e.tryGet(i); ok {
 		return v, nil
 	}
 	return e.get(i)
 }
 
-// tryGet is Get of a number without disturbance by writers.
+// tryGet is Get of a number without disturbance by writers. It is short, so
+// that the processor can wait for the elements of several calls at once.
 func (e *EMList[T]) tryGet(i int) (v T, ok bool) {
 	if !e.word || !optimistic {
 		return v, false
@@ -188,7 +169,7 @@ func (e *EMList[T]) tryGet(i int) (v T, ok bool) {
 	return v, l.shape.load() == shape
 }
 
-// get is getAny with a wait for writers, and of elements that are no numbers.
+// get is Get in all cases.
 func (e *EMList[T]) get(i int) (v T, err error) {
 	if e.raw && optimistic && e.l.tryRead(memoryOf(&v), i) {
 		return v, nil

@@ -11,10 +11,11 @@ import (
 // held for the time of a few loads and stores: that of a container's elements.
 //
 // Unlocking is a store, which on amd64 need not be atomic: stores become
-// visible in order there, and the compiler keeps the order of a function's stores. A sync.Mutex learns of those who wait by a second
-// atomic instruction, which would be a fifth of a Set or Append. So nobody is
-// woken: those who wait look again, at once, then when others have run, then
-// after a sleep that grows to a millisecond. A capture may hold the lock so long.
+// visible in order there, and the compiler keeps a function's stores in order. A
+// sync.Mutex learns of those who wait by a second atomic instruction, which would
+// be a fifth of a Set or Append. So nobody is woken: those who wait look again, at
+// once, then when others have run, then after a sleep that grows to a
+// millisecond. A capture may hold the lock so long.
 type mutex struct{ held atomic.Uint64 }
 
 func (m *mutex) Lock() {
