@@ -1166,7 +1166,7 @@ func (d *dict) setWord(key, val uint64) error {
 		off := homeOff(h)
 		if dirty := d.space.dirtyLines(no); wholeWords && !raceEnabled && dirty != nil && *dirty != 0 && key != 0 {
 			line := b.wordLine(off)
-			if i := whichIs(key, line[0], line[2], line[4], line[6]); i != 0 && i <= 4 {
+			if i := whichIs(key, line[0], line[2], line[4], line[6]); i != 0 {
 				if bit := uint64(1) << (off >> lineShift & 63); *dirty&bit == 0 {
 					*dirty |= bit // nobody else can mark lines of this page now
 				}
@@ -1331,7 +1331,7 @@ func (d *dict) storeWord(seg *segment, no pageNo, b *bucket, h, key, val uint64)
 			}
 			continue
 		}
-		if key == 0 || i > 4 {
+		if key == 0 {
 			return false
 		}
 		d.space.touch(no, 1<<(off>>lineShift&63))

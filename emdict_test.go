@@ -1329,6 +1329,95 @@ func TestEMDictBounded(t *testing.T) {
 	}
 }
 
+// TestEMDictReadersSeeMoves adds and removes words that share a line, or two, so that others move between slots: a reader of one that the
+// writer is not at finds it, with its value, if and only if it is there.
+func TestEMDictReadersSeeMoves(t *testing.T) {
+	for _, n := range []uint64{4, 7} {
+		d := newDictFor[uint64, uint64](t, testOptions{opts: Options{NoSync: true}})
+		d.d.hashMask = 0xffffffff << 32 // one home
+		value := func(k uint64) uint64 { return k * 0x9e3779b97f4a7c15 }
+		var state atomic.Uint64 // which are there | the one that may be changing << 16 | how many changes there were << 24
+		var done atomic.Bool
+		var wg sync.WaitGroup
+		seed := rand.Uint64()
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(seed, 0))
+			there := uint64(0)
+			for seq := uint64(0); !done.Load(); seq++ {
+				k := 1 + r.Uint64N(n)
+				state.Store(there | k<<16 | seq<<24)
+				var err error
+				if there>>k&1 == 0 {
+					err = d.Set(k, value(k))
+				} else {
+					_, err = d.Delete(k)
+				}
+				if !assert.NoError(t, err) {
+					return
+				}
+				there ^= 1 << k
+			}
+		})
+		r := rand.New(rand.NewPCG(seed, 1))
+		for range pick(300_000, 6_000_000, 30_000) {
+			k := 1 + r.Uint64N(n)
+			before := state.Load()
+			v, ok, err := d.Get(k)
+			if !assert.NoError(t, err) || ok && !assert.Equal(t, value(k), v, "seed %d", seed) {
+				break
+			}
+			if state.Load() == before && before>>16&0xff != k && !assert.Equal(t, before>>k&1 != 0, ok, "seed %d: key %d of %b", seed, k, before) {
+				break
+			}
+		}
+		done.Store(true)
+		wg.Wait()
+	}
+}
+
+// TestEMDictComputeMeanwhile commits, and stops the arena, between a callback's beginning and its end.
+func TestEMDictComputeMeanwhile(t *testing.T) {
+	d := newDictFor[uint64, uint64](t, testOptions{})
+	a := d.Arena()
+	compute := func(meanwhile func()) error {
+		require.NoError(t, d.Set(2, 2)) // the dict has changes, so the callback's begins the short way
+		_, _, err := d.Compute(1, func(v uint64, _ bool) (uint64, Op) {
+			meanwhile()
+			return v + 1, OpStore
+		})
+		return err
+	}
+	for n := range uint64(3) {
+		require.NoError(t, compute(func() { require.NoError(t, a.Sync()) }))
+		require.NoError(t, a.Sync())
+		require.NoError(t, a.Rollback())
+		v, _, err := d.Get(1)
+		require.NoError(t, err)
+		require.Equal(t, n+1, v, "what the callback decided after a commit is in the next")
+	}
+	boom := errors.New("boom")
+	require.ErrorIs(t, compute(func() { _ = a.fail(boom) }), boom)
+	require.ErrorIs(t, a.Close(), boom)
+}
+
+// A directory that names a page of the header is damage: nothing is stored there.
+func TestEMDictDamagedDirectory(t *testing.T) {
+	d := newDictFor[uint64, uint64](t, testOptions{})
+	require.NoError(t, d.Set(1, 1))
+	require.Zero(t, d.d.table.Load().segs[0].depth())
+	dir := d.d.header()[dictDirOff:]
+	bucket := binary.LittleEndian.Uint32(dir)
+	for no := pageNo(1); no < slotPages; no++ {
+		binary.LittleEndian.PutUint32(dir, no)
+		before := *d.d.space.page(no)
+		require.ErrorIs(t, d.Set(1, 2), ErrCorrupt)
+		_, err := d.Delete(1)
+		require.ErrorIs(t, err, ErrCorrupt)
+		require.Equal(t, before, *d.d.space.page(no))
+	}
+	binary.LittleEndian.PutUint32(dir, bucket)
+}
+
 // TestEMDictReadersSeeWholeWords stores words of which all bytes are alike: readers never see one with bytes of two. With
 // AddressSanitizer (make sanitize), as without optimization, nothing but the source keeps them whole.
 func TestEMDictReadersSeeWholeWords(t *testing.T) {
