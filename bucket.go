@@ -338,8 +338,8 @@ func (l *layout) findLine(b *bucket, h, key uint64) (i, distance int, found bool
 		return l.slots, 0, b.hasZero()
 	}
 	if l.words() {
-		if off, _ := b.findWord(h, key); off != 0 {
-			return (off - lineSize) / wordSlot, 0, true
+		if line, i, _ := b.findWord(h, key); i != 0 {
+			return slotOfWord(line, i), 0, true
 		}
 	}
 	line := 1 + home(h, lineCount)
@@ -986,8 +986,13 @@ func (b *bucket) wordLine(off uintptr) *wordLine {
 	return (*wordLine)(unsafe.Add(unsafe.Pointer(b), off&^(lineSize-1)))
 }
 
-// slotOfLine numbers the slot at off in its line, from 1.
-func slotOfLine(off uintptr) int { return int(off%lineSize)/wordSlot + 1 }
+// slotOfWord returns the page's number of slot i of a line, counted from 1.
+func slotOfWord(line uintptr, i int) int { return int(line-lineSize)/wordSlot + i - 1 }
+
+// at returns what is in slot i, counted from 1.
+func (l *wordLine) at(i int) (key, val uint64) {
+	return l[uint(2*i-2)%uint(len(l))], l[uint(2*i-1)%uint(len(l))]
+}
 
 // put stores val, then key, in slot i, counted from 1. Readers find the entry that
 // was there or this one.
@@ -1021,6 +1026,16 @@ func (c *wordColumn) put(i int, x uint64) {
 	c[0], c[2], c[4], c[6] = x1, x2, x3, x4
 }
 
+// cut takes slot i out, counted from 1: the last that is used, of that number, moves there.
+func (l *wordLine) cut(i, last int) {
+	key, val := l.at(last)
+	l.put(i, key, val)
+	l.put(last, 0, 0)
+}
+
+// used counts the slots with an entry: they are the first.
+func (l *wordLine) used() int { return usedOf(l[0], l[2], l[4]) + oneIf(l[6] != 0) }
+
 // homeOff returns where the home of a hash lies in a bucket of lines.
 func homeOff(h uint64) uintptr {
 	return lineSize + uintptr(uint64(uint32(h))*lineCount>>(32-lineShift)&^(lineSize-1))
@@ -1036,12 +1051,12 @@ func (d *dict) getWord(key uint64) (val uint64, ok bool, err error) {
 	s := seg.load()
 	if no, same := seg.bucketAt(h, s); same {
 		if b := (*bucket)(d.space.near(no)); b != nil {
-			off, ended := b.findWord(h, key)
-			if off != 0 {
-				val = b.word(off + 8)
+			line, i, ended := b.findWord(h, key)
+			if i != 0 {
+				_, val = b.wordLine(line).at(i)
 			}
 			if seg.undisturbed(s) && ended {
-				return val, off != 0, nil
+				return val, i != 0, nil
 			}
 		}
 	}
@@ -1072,24 +1087,27 @@ func (d *dict) prefetch(h uint64) {
 	}
 }
 
-// findWord returns where the slot of key lies, which is not 0; 0 if it is
-// absent. The search has not ended if all lines are full: the bucket may have
-// more pages.
-func (b *bucket) findWord(h, key uint64) (off int, ended bool) {
-	off = int(homeOff(h))
+// findWord returns in which line the search for key ends, which is not 0, and which
+// of the line's slots has it, counted from 1; 0 if it is absent. The search has not
+// ended if all lines are full: the bucket may have more pages.
+//
+// Line and slot are apart because the line is known before memory answers.
+func (b *bucket) findWord(h, key uint64) (line uintptr, i int, ended bool) {
+	line = homeOff(h)
 	for range lineCount {
+		off := int(line)
 		last := b.word(off + 3*wordSlot)
-		if i := whichIs(key, b.word(off), b.word(off+wordSlot), b.word(off+2*wordSlot), last); i != 0 {
-			return off + (i-1)&3*wordSlot, true // in the line, if damaged or torn it has the key twice
+		if i = whichIs(key, b.word(off), b.word(off+wordSlot), b.word(off+2*wordSlot), last); i != 0 {
+			return line, (i-1)&3 + 1, true // in the line, if damaged or torn it has the key twice
 		}
 		if last == 0 {
-			return 0, true
+			return line, 0, true
 		}
-		if off += lineSize; off == pageSize {
-			off = lineSize
+		if line += lineSize; line == pageSize {
+			line = lineSize
 		}
 	}
-	return 0, false
+	return line, 0, false
 }
 
 // whichIs returns which of four slots has the key, counted from 1; 0 if none
@@ -1164,12 +1182,10 @@ func (d *dict) setWord(key, val uint64) error {
 	h := d.hashWord(key)
 	if seg, no, b := d.lockWord(h); seg != nil {
 		off := homeOff(h)
-		if dirty := d.space.dirtyLines(no); wholeWords && !raceEnabled && dirty != nil && *dirty != 0 && key != 0 {
+		if wholeWords && key != 0 {
 			line := b.wordLine(off)
 			if i := whichIs(key, line[0], line[2], line[4], line[6]); i != 0 {
-				if bit := uint64(1) << (off >> lineShift & 63); *dirty&bit == 0 {
-					*dirty |= bit // nobody else can mark lines of this page now
-				}
+				d.space.touchAlone(no, d.space.dirtyLines(no), off)
 				line.vals().put(i, val)
 				seg.mu.Unlock()
 				return nil
@@ -1192,6 +1208,10 @@ type wordHold struct {
 	seen uint64 // its version then
 	no   pageNo
 	b    *bucket
+	line uintptr // where the word's search ended, or its slot is
+	i    int     // the slot in the line, counted from 1; 0 if the word is absent
+
+	dirty *uint64 // the page's dirty lines
 }
 
 // storeHeld is setWord of a key whose hash is h, for the callback whose hold is
@@ -1199,11 +1219,20 @@ type wordHold struct {
 func (d *dict) storeHeld(h, key, val uint64, by *wordHold) error {
 	if seg := by.seg; seg != nil && d.a.admits(d.cost.Load()) {
 		seg.mu.Lock()
-		if seg.load() == by.seen && d.active.Load() && d.storeWord(seg, by.no, by.b, h, key, val) {
-			seg.clearBusy(h, h, nil)
-			seg.mu.Unlock()
-			by.released = true
-			return nil
+		if seg.load() == by.seen && d.active.Load() {
+			stored := wholeWords && by.i != 0
+			if stored {
+				d.space.touchAlone(by.no, by.dirty, by.line)
+				by.b.wordLine(by.line).vals().put(by.i, val)
+			} else {
+				stored = d.storeWord(seg, by.no, by.b, h, key, val)
+			}
+			if stored {
+				seg.clearBusyKey(h)
+				seg.mu.Unlock()
+				by.released = true
+				return nil
+			}
 		}
 		seg.mu.Unlock()
 	}
@@ -1221,14 +1250,17 @@ func (d *dict) setWordSlow(h, key, val uint64, by *hold) error {
 // holdWord is holdKey for words; the hold is left in by.
 func (d *dict) holdWord(by *wordHold, h, key uint64) (val uint64, ok bool, err error) {
 	if seg, no, b := d.lockWord(h); seg != nil {
-		if off, ended := b.findWord(h, key); ended && key != 0 {
-			if off != 0 {
-				val = b.word(off + 8)
+		by.dirty = d.space.dirtyLines(no)
+		prefetch(unsafe.Pointer(by.dirty)) // with the line
+		if line, i, ended := b.findWord(h, key); ended && key != 0 {
+			if i != 0 {
+				_, val = b.wordLine(line).at(i)
 			}
 			seg.setBusy(h, h, nil)
-			*by = wordHold{hold{lo: h, hi: h, epoch: d.epoch.Load()}, seg, seg.load(), no, b}
+			by.lo, by.hi, by.epoch = h, h, d.epoch.Load()
+			by.seg, by.seen, by.no, by.b, by.line, by.i = seg, seg.load(), no, b, line, i
 			seg.mu.Unlock()
-			return val, off != 0, nil
+			return val, i != 0, nil
 		}
 		seg.mu.Unlock()
 	}
@@ -1245,11 +1277,13 @@ func (d *dict) holdWord(by *wordHold, h, key uint64) (val uint64, ok bool, err e
 func (d *dict) deleteWord(key uint64) (ok bool, err error) {
 	h := d.hashWord(key)
 	if seg, no, b := d.lockWord(h); seg != nil {
-		off, ended := b.findWord(h, key)
+		dirty := d.space.dirtyLines(no)
+		prefetch(unsafe.Pointer(dirty)) // with the line
+		line, i, ended := b.findWord(h, key)
 		switch {
 		case key == 0:
-		case off != 0:
-			return true, d.leave(seg, d.removeWord(seg, h, no, b, uintptr(off)), nil)
+		case i != 0:
+			return true, d.leave(seg, d.removeWord(seg, h, no, b, dirty, line, i), nil)
 		case ended:
 			seg.mu.Unlock()
 			return false, nil
@@ -1262,59 +1296,57 @@ func (d *dict) deleteWord(key uint64) (ok bool, err error) {
 	return ok, err
 }
 
-// removeWord is remove of the word at off of page no, b, the first of its
-// bucket.
-func (d *dict) removeWord(seg *segment, h uint64, no pageNo, b *bucket, off uintptr) error {
-	slot := int(off-lineSize) / wordSlot
-	from, ended := d.displacedWord(b, off)
-	if !ended || from != 0 && b.next() != 0 { // all lines are full: the bucket may have more pages
+// removeWord is remove of the word in slot i of a line of page no, b, the first of
+// its bucket.
+func (d *dict) removeWord(seg *segment, h uint64, no pageNo, b *bucket, dirty *uint64, line uintptr, i int) error {
+	slot := slotOfWord(line, i)
+	from, j, ended := d.displacedWord(b, line)
+	if !ended || j != 0 && b.next() != 0 { // all lines are full: the bucket may have more pages
 		return d.remove(d.table.Load(), seg, h, no, place{no: no, b: b, i: slot})
 	}
 	seg.beginShort()
-	for from != 0 {
-		d.space.touch(no, 1<<(off>>lineShift))
-		b.wordLine(off).put(slotOfLine(off), b.word(int(from)), b.word(int(from+8)))
-		off = from
-		from, _ = d.displacedWord(b, off)
+	for j != 0 {
+		key, val := b.wordLine(from).at(j)
+		d.space.touchAlone(no, dirty, line)
+		b.wordLine(line).put(i, key, val)
+		line, i = from, j
+		from, j, _ = d.displacedWord(b, line)
 	}
-	line := b.wordLine(off)
-	last := usedOf(line[0], line[2], line[4]) + oneIf(line[6] != 0)
-	d.space.touch(no, 1<<(off>>lineShift))
-	line.put(slotOfLine(off), line[2*last-2], line[2*last-1])
-	line.put(last, 0, 0)
+	last := b.wordLine(line).used()
+	d.space.touchAlone(no, dirty, line)
+	b.wordLine(line).cut(i, last)
 	seg.endShort()
 	seg.count(-1)
-	if last == 1 && d.layout.worthMerging(b, slot) {
+	if last == 1 && d.layout.worthMerging(seg, b, slot) {
 		return d.merge(d.table.Load(), seg, h, no)
 	}
 	return nil
 }
 
-// displacedWord is displaced for the line of off: where a word begins that lies
-// further on as the line was full, 0 if there is none. The search ends there or at an
-// empty slot, which not every page has.
-func (d *dict) displacedWord(b *bucket, off uintptr) (from uintptr, ended bool) {
+// displacedWord is displaced for a line: where a word is that lies further on as the
+// line was full, slot i of from, counted from 1; 0 if there is none. The search ends
+// there or at an empty slot, which not every page has.
+func (d *dict) displacedWord(b *bucket, line uintptr) (from uintptr, i int, ended bool) {
 	const all = lineCount * lineSize
-	at := off &^ (lineSize - 1)
-	if b.wordLine(at)[6] == 0 {
-		return 0, true
+	if b.wordLine(line)[6] == 0 {
+		return 0, 0, true
 	}
+	at := line
 	for passed := uintptr(lineSize); passed < all; passed += lineSize {
 		if at += lineSize; at == pageSize {
 			at = lineSize
 		}
-		line := b.wordLine(at)
-		for i := range uintptr(lineSize / wordSlot) {
-			key := line[2*i]
+		for i := 1; i <= lineSize/wordSlot; i++ {
+			key, _ := b.wordLine(at).at(i)
 			if key == 0 {
-				return 0, true
+				return 0, 0, true
 			}
 			if (at+all-homeOff(d.hashWord(key)))%all >= passed {
-				return at + i*wordSlot, true
+				return at, i, true
 			}
 		}
 	}
-	return 0, false
+	return 0, 0, false
 }
 
 // storeWord stores a word where that is simple: over another, or in an empty
@@ -1334,7 +1366,7 @@ func (d *dict) storeWord(seg *segment, no pageNo, b *bucket, h, key, val uint64)
 		if key == 0 {
 			return false
 		}
-		d.space.touch(no, 1<<(off>>lineShift&63))
+		d.space.touchAlone(no, d.space.dirtyLines(no), off)
 		if !wholeWords {
 			seg.begin()
 		}

@@ -337,6 +337,20 @@ func TestWordLine(t *testing.T) {
 		line = old
 		line.put(i, 6, 7)
 		assert.Equal(t, want, line)
+		key, val := line.at(i)
+		assert.Equal(t, []uint64{6, 7}, []uint64{key, val})
+		for last := i; last <= lineSize/wordSlot; last++ {
+			line, want = old, old
+			clear(line[2*last:])
+			assert.Equal(t, last, line.used())
+			clear(want[2*last-2:])
+			if i != last {
+				copy(want[2*i-2:2*i], old[2*last-2:])
+			}
+			line.cut(i, last)
+			assert.Equal(t, want, line)
+			assert.Equal(t, last-1, line.used())
+		}
 	}
 	// Of damage, or while a writer moves it, a line may have a key several times.
 	for dup := range 16 {
@@ -348,12 +362,14 @@ func TestWordLine(t *testing.T) {
 			}
 			b.setWord(pageSize-lineSize+i*wordSlot, key)
 		}
-		off, ended := b.findWord(1<<32-1, 9)
+		line, i, ended := b.findWord(1<<32-1, 9)
 		assert.True(t, ended)
-		assert.Equal(t, dup != 0, off != 0)
-		if off != 0 {
-			assert.GreaterOrEqual(t, off, pageSize-lineSize)
-			assert.LessOrEqual(t, off, pageSize-wordSlot)
+		if dup == 0 {
+			assert.EqualValues(t, lineSize, line) // the next, which is empty
+			assert.Zero(t, i)
+		} else {
+			assert.EqualValues(t, pageSize-lineSize, line)
+			assert.Contains(t, []int{1, 2, 3, 4}, i)
 		}
 	}
 }

@@ -1108,7 +1108,7 @@ func (d *dict) remove(t *segmentTable, seg *segment, h uint64, head pageNo, p pl
 		}
 		return nil
 	}
-	if l.worthMerging(p.b, p.i) {
+	if l.worthMerging(seg, p.b, p.i) {
 		return d.merge(t, seg, h, head)
 	}
 	return nil
@@ -1290,6 +1290,12 @@ func (d *dict) holdBucket(h uint64) (hold, error) {
 
 // release ends a hold, unless that is done.
 func (d *dict) release(by *hold) {
+	if !by.released {
+		d.releaseRange(by)
+	}
+}
+
+func (d *dict) releaseRange(by *hold) {
 	for !by.released {
 		t := d.table.Load()
 		t.eachStripe(by.lo, by.hi, func(l *stripe, lo, hi uint64) {

@@ -179,13 +179,13 @@ func (d *dict) getWordBatch(keys, vals [][8]byte, ok []bool, start time.Time) (f
 			if l.b == nil || key == 0 {
 				continue
 			}
-			off := 0
+			line, at, ended := l.b.findWord(l.hash, key)
 			val := uint64(0)
-			if off, l.ended = l.b.findWord(l.hash, key); off != 0 {
-				val = l.b.word(off + 8)
+			if at != 0 {
+				_, val = l.b.wordLine(line).at(at)
 			}
 			le.PutUint64(vals[i][:], val)
-			ok[i] = off != 0
+			ok[i], l.ended = at != 0, ended
 		}
 		readFence()
 	}

@@ -726,29 +726,37 @@ func (d *dict) setHeaderDepth(depth uint32) {
 	d.header()[dictDepthOff] = uint8(depth)
 }
 
-// worthMerging says whether to look for a merge after slot i was emptied. The
+// worthMerging says whether to look for a merge after slot i was emptied. The only
+// bucket of a segment has none to merge with, but goes when it is empty. The
 // layouts that count entries look now and then below the threshold: slotted
 // pages, of which that takes a look at each entry, at powers of two. Lines
 // look when the slot's line and its neighbours are empty: rare above the
 // threshold, frequent below, certain for the last entry.
-func (l *layout) worthMerging(b *bucket, i int) bool {
+func (l *layout) worthMerging(seg *segment, b *bucket, i int) bool {
+	only := seg.depth() == 0
 	switch l.kind {
 	case layoutLines:
 		if i != l.slots {
 			line := i/l.perGroup + 1
-			before, after := (line+lineCount-2)%lineCount+1, line%lineCount+1
-			if l.lineKey(b, line*lineSize) != 0 || l.lineKey(b, before*lineSize)|l.lineKey(b, after*lineSize) != 0 {
+			near, far := (line+lineCount-2)%lineCount+1, line%lineCount+1
+			if line&1 == 0 {
+				near, far = far, near // many processors fetch lines in pairs
+			}
+			if l.lineKey(b, line*lineSize) != 0 || l.lineKey(b, near*lineSize) != 0 || l.lineKey(b, far*lineSize) != 0 {
 				return false // without a look at the neighbours, if possible: they may not be in the cache
 			}
+		}
+		if only {
+			return l.next(b, 0) < 0 // counting would read the whole page
 		}
 		n := l.slots / mergeFrom
 		return l.countAtLeast(b, n) < n
 	case layoutControl:
 		n := b.count()
-		return n == 0 || n&3 == 0 && n < l.slots/mergeFrom
+		return n == 0 || !only && n&3 == 0 && n < l.slots/mergeFrom
 	default:
 		n := b.count()
-		return n&(n-1) == 0 && l.load(b) < pageSize/mergeFrom
+		return n == 0 || !only && n&(n-1) == 0 && l.load(b) < pageSize/mergeFrom
 	}
 }
 

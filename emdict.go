@@ -151,7 +151,7 @@ func (d *EMDict[K, V]) Get(k K) (v V, ok bool, err error) {
 			line := (*wordLine)(unsafe.Add(b, homeOff(h)))
 			last := line[6]
 			if i := whichIs(key, line[0], line[2], line[4], last); i != 0 {
-				val := line[(2*i-1)%len(line)] // torn, it may be found in several slots
+				val := line[uint(2*i-1)%uint(len(line))] // torn, it may be found in several slots
 				if seg.undisturbed(s) {
 					return *(*V)(unsafe.Pointer(&val)), true, nil
 				}
@@ -429,7 +429,10 @@ func (d *EMDict[K, V]) Compute(k K, fn func(v V, ok bool) (V, Op)) (actual V, ok
 	} else {
 		actual, ok, err = d.compute(&k, fn)
 	}
-	return actual, ok, d.error("compute", err)
+	if err != nil {
+		err = d.error("compute", err)
+	}
+	return actual, ok, err
 }
 
 func (d *EMDict[K, V]) compute(k *K, fn func(v V, ok bool) (V, Op)) (actual V, ok bool, err error) {

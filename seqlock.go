@@ -161,6 +161,15 @@ func (l *writerLock) setBusy(lo, hi uint64, by *claim) {
 	l.busy = append(l.busy, busyRange{lo, hi, by})
 }
 
+// clearBusyKey is clearBusy of a callback's single hash.
+func (l *writerLock) clearBusyKey(h uint64) {
+	if len(l.busy) == 1 && l.idle == nil {
+		l.busy = l.busy[:0] // it must be the one
+	} else {
+		l.clearBusy(h, h, nil)
+	}
+}
+
 // clearBusy takes [lo, hi] out again, which may have come to be several ranges.
 // The caller holds the lock.
 func (l *writerLock) clearBusy(lo, hi uint64, by *claim) {

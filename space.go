@@ -457,6 +457,18 @@ func (s *space) touch(p pageNo, lines uint64) {
 	}
 }
 
+// touchAlone is touch of the line at off, for whoever keeps all others from marking
+// lines of the page, as the lock of a bucket does. dirty has its dirty lines.
+func (s *space) touchAlone(p pageNo, dirty *uint64, off uintptr) {
+	bit := uint64(1) << (off >> lineShift & 63)
+	switch {
+	case raceEnabled || dirty == nil || *dirty == 0:
+		s.touch(p, bit)
+	case *dirty&bit == 0: // pages of a relaxed arena share theirs, in which all are
+		*dirty |= bit
+	}
+}
+
 // dirtyLines returns the dirty lines of a page, nil if its chunk has not been
 // used.
 func (s *space) dirtyLines(p pageNo) *uint64 {
