@@ -1397,6 +1397,7 @@ func TestEMDictComputeMeanwhile(t *testing.T) {
 			require.NoError(t, compute(meanwhile))
 			require.True(t, d.d.active.Load(), "the next commit waits for changes of this dict")
 			require.NoError(t, a.Sync())
+			require.NoError(t, a.verifyMemory())
 			require.NoError(t, a.Rollback())
 			v, _, err := d.Get(1)
 			require.NoError(t, err)
