@@ -1219,24 +1219,26 @@ type wordHold struct {
 func (d *dict) storeHeld(h, key, val uint64, by *wordHold) error {
 	if seg := by.seg; seg != nil && d.a.admits(d.cost.Load()) {
 		seg.mu.Lock()
-		if seg.load() == by.seen && d.active.Load() {
-			stored := wholeWords && by.i != 0
-			if stored {
-				d.space.touchAlone(by.no, by.dirty, by.line)
-				by.b.wordLine(by.line).vals().put(by.i, val)
-			} else {
-				stored = d.storeWord(seg, by.no, by.b, h, key, val)
-			}
-			if stored {
-				seg.clearBusyKey(h)
-				seg.mu.Unlock()
-				by.released = true
-				return nil
-			}
+		if seg.load() == by.seen && d.active.Load() && (d.storeFound(by, val) || d.storeWord(seg, by.no, by.b, h, key, val)) {
+			seg.clearBusyKey(h)
+			seg.mu.Unlock()
+			by.released = true
+			return nil
 		}
 		seg.mu.Unlock()
 	}
 	return d.setWordSlow(h, key, val, &by.hold)
+}
+
+// storeFound is storeWord over the word that the callback was given, which nothing
+// has moved since.
+func (d *dict) storeFound(by *wordHold, val uint64) bool {
+	if !wholeWords || by.i == 0 {
+		return false
+	}
+	d.space.touchAlone(by.no, by.dirty, by.line)
+	by.b.wordLine(by.line).vals().put(by.i, val)
+	return true
 }
 
 func (d *dict) setWordSlow(h, key, val uint64, by *hold) error {

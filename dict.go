@@ -514,7 +514,7 @@ func (d *dict) leave(seg *segment, err error, by *hold) error {
 	emptied := seg.emptied
 	seg.emptied = false
 	if by != nil && by.lo == by.hi {
-		seg.clearBusy(by.lo, by.hi, nil)
+		seg.clearBusyKey(by.lo)
 		by.released = true
 	}
 	seg.mu.Unlock()
@@ -1295,6 +1295,7 @@ func (d *dict) release(by *hold) {
 	}
 }
 
+// releaseRange is release of what is still busy.
 func (d *dict) releaseRange(by *hold) {
 	for !by.released {
 		t := d.table.Load()

@@ -429,10 +429,7 @@ func (d *EMDict[K, V]) Compute(k K, fn func(v V, ok bool) (V, Op)) (actual V, ok
 	} else {
 		actual, ok, err = d.compute(&k, fn)
 	}
-	if err != nil {
-		err = d.error("compute", err)
-	}
-	return actual, ok, err
+	return actual, ok, d.error("compute", err)
 }
 
 func (d *EMDict[K, V]) compute(k *K, fn func(v V, ok bool) (V, Op)) (actual V, ok bool, err error) {

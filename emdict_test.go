@@ -1329,8 +1329,8 @@ func TestEMDictBounded(t *testing.T) {
 	}
 }
 
-// TestEMDictReadersSeeMoves adds and removes words that share a line, or two, so that others move between slots: a reader of one that the
-// writer is not at finds it, with its value, if and only if it is there.
+// TestEMDictReadersSeeMoves adds and removes words that share a line, or two, so that others move between slots: a reader of one
+// that the writer is not at finds it, with its value, if and only if it is there.
 func TestEMDictReadersSeeMoves(t *testing.T) {
 	lookups := 1_000_000
 	if !optimistic {

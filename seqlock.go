@@ -161,10 +161,11 @@ func (l *writerLock) setBusy(lo, hi uint64, by *claim) {
 	l.busy = append(l.busy, busyRange{lo, hi, by})
 }
 
-// clearBusyKey is clearBusy of a callback's single hash.
+// clearBusyKey is clearBusy of a callback's single hash, which nearly always is all
+// that is busy.
 func (l *writerLock) clearBusyKey(h uint64) {
 	if len(l.busy) == 1 && l.idle == nil {
-		l.busy = l.busy[:0] // it must be the one
+		l.busy = l.busy[:0]
 	} else {
 		l.clearBusy(h, h, nil)
 	}
@@ -173,11 +174,7 @@ func (l *writerLock) clearBusyKey(h uint64) {
 // clearBusy takes [lo, hi] out again, which may have come to be several ranges.
 // The caller holds the lock.
 func (l *writerLock) clearBusy(lo, hi uint64, by *claim) {
-	if len(l.busy) == 1 && l.busy[0] == (busyRange{lo, hi, by}) {
-		l.busy = l.busy[:0] // nearly always
-	} else {
-		l.busy = slices.DeleteFunc(l.busy, func(b busyRange) bool { return lo <= b.lo && b.hi <= hi && b.by == by })
-	}
+	l.busy = slices.DeleteFunc(l.busy, func(b busyRange) bool { return lo <= b.lo && b.hi <= hi && b.by == by })
 	l.wake()
 }
 
