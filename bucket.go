@@ -264,6 +264,13 @@ func entryOff(b *bucket, i int) int {
 	return int(binary.LittleEndian.Uint16(b[entryOffOff(i):]))
 }
 
+// prefetchBehind asks for the lines behind that of the entry at off: key and
+// value take some.
+func (b *bucket) prefetchBehind(off int) {
+	prefetch(unsafe.Pointer(&b[(off+lineSize)%pageSize]))
+	prefetch(unsafe.Pointer(&b[(off+2*lineSize)%pageSize]))
+}
+
 func entryOffOff(i int) int {
 	return bucketHeader + i/ctrlGroup*slotGroup + ctrlGroup + i%ctrlGroup*2
 }
@@ -374,7 +381,9 @@ func (d *dict) equal(b *bucket, i int, key []byte) bool {
 		off := l.slotsOff + i*l.slot
 		return bytes.Equal(b[off:off+l.keySize], key)
 	}
-	at, val, end, far := l.parts(b, entryOff(b, i))
+	off := entryOff(b, i)
+	b.prefetchBehind(off)
+	at, val, end, far := l.parts(b, off)
 	if end > pageSize {
 		return false
 	}
@@ -932,8 +941,7 @@ func (l *layout) peekSlotted(b *bucket, h uint64, key []byte) (val []byte, is pe
 		w := b.word(at)
 		for m := matches(w, fingerprint(h)); m != 0; m &= m - 1 {
 			off := entryOff(b, g*ctrlGroup+bits.TrailingZeros64(m)/8)
-			prefetch(unsafe.Pointer(&b[(off+lineSize)%pageSize])) // key and value take some lines
-			prefetch(unsafe.Pointer(&b[(off+2*lineSize)%pageSize]))
+			b.prefetchBehind(off)
 			k, v, end, far := l.parts(b, off)
 			switch {
 			case far&keyIsFar != 0:

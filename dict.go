@@ -578,22 +578,25 @@ func (d *dict) lockSegment(h uint64, mine bool) (*segmentTable, *segment) {
 	}
 }
 
-// prefetchPage asks for the lines that a search for h begins with.
+// prefetchPage asks for the lines that a search for h begins with, and for what
+// says whether they are marked.
 func (d *dict) prefetchPage(seg *segment, h uint64) {
 	no, same := seg.bucketAt(h, seg.load())
 	if !same || no < slotPages {
 		return
 	}
 	b := d.space.near(no)
-	switch {
-	case b == nil:
-	case d.layout.kind == layoutLines:
+	if b == nil {
+		return
+	}
+	if d.layout.kind == layoutLines {
 		prefetch(unsafe.Pointer(&b[homeOff(h)]))
-	default: // those with the control bytes, nearly always
-		for line := range 3 {
+	} else {
+		for line := range 3 { // those with the control bytes, nearly always
 			prefetch(unsafe.Pointer(&b[line*lineSize]))
 		}
 	}
+	prefetch(unsafe.Pointer(d.space.dirtyLines(no)))
 }
 
 // putBytes stores a value. The caller has entered the gate, and there is no
