@@ -139,34 +139,24 @@ func (e *EMList[T]) Len() int {
 }
 
 // Get returns element i. It panics if the list has none.
-func (e *EMList[T]) Get(i int) (T, error) {
-	if v, ok := e.tryGet(i); ok {
-		return v, nil
-	}
-	return e.get(i)
-}
-
-// tryGet is Get of a number without disturbance by writers. It is short, so
-// that the processor can wait for the elements of several calls at once.
-func (e *EMList[T]) tryGet(i int) (v T, ok bool) {
-	if !e.word || !optimistic {
-		return v, false
-	}
-	l := e.l
-	shape := l.shape.load()
-	first := l.first.Load()
-	if uint64(i) >= l.end.Load()-first || shape&1 != 0 {
-		return v, false
-	}
-	p := l.table.Load().memory(first + uint64(i))
-	if p == nil {
-		if p = l.memoryAt(first + uint64(i)); p == nil {
-			return v, false
+func (e *EMList[T]) Get(i int) (v T, err error) {
+	// The way to a number without disturbance by writers is short, so that the
+	// processor can wait for the elements of several calls at once.
+	if e.word && optimistic {
+		l := e.l
+		shape := l.shape.load()
+		first := l.first.Load()
+		if uint64(i) < l.end.Load()-first && shape&1 == 0 {
+			if run, at := l.table.Load().run(first + uint64(i)); run != nil {
+				v = *(*T)(unsafe.Add(run, at*uint64(unsafe.Sizeof(v))))
+				readFence()
+				if l.shape.load() == shape {
+					return v, nil
+				}
+			}
 		}
 	}
-	v = *(*T)(p)
-	readFence()
-	return v, l.shape.load() == shape
+	return e.get(i)
 }
 
 // get is Get in all cases.
@@ -199,9 +189,9 @@ func (e *EMList[T]) decode(i int, el element) (v T, err error) {
 // Set replaces element i. It panics if the list has none.
 func (e *EMList[T]) Set(i int, v T) error {
 	if e.word {
-		if m := e.l.lockSlot(i); m != nil {
+		if m, p := e.l.lockSlot(i); m != nil {
 			*(*T)(m) = v
-			e.l.unlockSlot(i)
+			e.l.unlockSlot(p)
 			return nil
 		}
 	}
@@ -542,13 +532,48 @@ func (e *EMList[T]) GetMany(dst []T, index []int) error {
 	if err == nil && len(dst) != len(index) {
 		panic(indexError{fmt.Sprintf("GetMany of %d indexes into a slice of length %d", len(index), len(dst))})
 	}
-	for k := 0; k < len(index) && err == nil; k++ {
-		var ok bool
-		if dst[k], ok = e.tryGet(index[k]); !ok {
-			dst[k], err = e.get(index[k])
+	for k := 0; k < len(index) && err == nil; {
+		many := min(len(index)-k, getAtOnce)
+		if n := e.tryGetMany(dst[k:k+many], index[k:k+many]); n != 0 {
+			k += n
+			continue
 		}
+		dst[k], err = e.get(index[k])
+		k++
 	}
 	return e.l.result("getmany", err)
+}
+
+// getAtOnce bounds what a writer makes GetMany read again.
+const getAtOnce = 1 << 10
+
+// tryGetMany is GetMany of numbers up to the first that takes a closer look. It
+// returns how many it has read: none if a writer interfered.
+func (e *EMList[T]) tryGetMany(dst []T, index []int) (n int) {
+	if !e.word || !optimistic {
+		return 0
+	}
+	l := e.l
+	shape := l.shape.load()
+	first := l.first.Load()
+	size, t := l.end.Load()-first, l.table.Load()
+	dst = dst[:len(index)]
+	for k, i := range index {
+		if uint64(i) >= size {
+			break
+		}
+		run, at := t.run(first + uint64(i))
+		if run == nil {
+			break
+		}
+		dst[k] = *(*T)(unsafe.Add(run, at*uint64(unsafe.Sizeof(dst[k]))))
+		n = k + 1
+	}
+	readFence()
+	if shape&1 != 0 || l.shape.load() != shape {
+		return 0
+	}
+	return n
 }
 
 // All returns a loop over indexes and elements. It runs over the indexes below

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"iter"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/stretchr/testify/assert"
@@ -605,6 +607,13 @@ func TestEMListTooLarge(t *testing.T) {
 		require.ErrorIs(t, e.Append(1), ErrTooLarge)
 		require.ErrorIs(t, e.Insert(0, 1), ErrTooLarge)
 		require.Equal(t, n, e.Len())
+		require.NoError(t, e.Delete(0, 5))
+		require.NoError(t, e.Resize(n-2))
+		require.NoError(t, e.Append(1))
+		require.NoError(t, e.Append(2))
+		require.ErrorIs(t, e.Append(3), ErrTooLarge)
+		require.ErrorIs(t, e.Append(3, 4), ErrTooLarge)
+		require.Equal(t, n, e.Len())
 	}
 }
 
@@ -679,6 +688,35 @@ func TestExtentTableLocate(t *testing.T) {
 			require.Equal(t, p, table.start(k)+at)
 			at++
 		}
+	}
+}
+
+// The short way to a slot leads where the long one does, or says nothing.
+func TestExtentTableMemory(t *testing.T) {
+	for _, table := range []extentTable{
+		{grain: 0, last: 0, width: 5}, {grain: 3, last: 3, width: 8}, {grain: 2, last: 5, width: 3},
+		{grain: 2, last: 5, width: 3, base: 2}, {grain: 2, last: 5, width: 3, base: 4}, {grain: 2, last: 5, width: 3, base: 17},
+		{grain: 3, last: 3, width: 8, base: 1 << 62},
+	} {
+		table.entries = make([]uint32, 20)
+		table.makeMem()
+		file := make([]byte, len(table.mem)<<table.last*int(table.width))
+		for i := range table.mem {
+			if i%5 != 3 {
+				table.mem[i] = unsafe.Pointer(&file[i<<table.last*int(table.width)])
+			}
+		}
+		found := 0
+		for p := range uint64(1000) {
+			k, at := table.locate(p)
+			var want unsafe.Pointer
+			if i := k - table.base; p>>table.last != 0 && i < uint64(len(table.mem)) && table.mem[i] != nil {
+				want = unsafe.Add(table.mem[i], at*table.width)
+				found++
+			}
+			require.Equal(t, want, table.memory(p), "slot %d of extents from %d on", p, table.base)
+		}
+		require.Equal(t, table.base < 1<<62, found > 0)
 	}
 }
 
@@ -1085,6 +1123,134 @@ func TestEMListConcurrent(t *testing.T) {
 	readers.Wait()
 	assert.GreaterOrEqual(t, words.Len(), n)
 	require.NoError(t, a.verify())
+}
+
+// What Get and GetMany read at once belongs together, whatever moves meanwhile.
+func TestEMListGetMeanwhile(t *testing.T) {
+	if !optimistic {
+		t.Skip("readers lock under the race detector, and read one at a time")
+	}
+	a := testArena(t, testOptions{})
+	e := listOf[uint64](t, a, nil)
+	// In round r the list is filled, with element i = r<<32 + i, and then loses some in front of the middle: those before them move, and those
+	// behind get other indexes. A phase begins with each of the two.
+	const n, at, cut = 100_000, 40_000, 10_000
+	var phase atomic.Uint64
+	check := func(before uint64, i int, v uint64) bool {
+		from, to := v>>32*2, v>>32*2+2
+		switch d := v&math.MaxUint32 - uint64(i); {
+		case i < at && d == 0:
+		case i >= at && d == 0:
+			to--
+		case i >= at && d == cut:
+			from++
+		default:
+			return assert.Fail(t, "no such element", "%#x at %d", v, i)
+		}
+		after := phase.Load()
+		return from <= after && to >= before || assert.Fail(t, "not at that time", "%#x at %d, in phases %d to %d", v, i, before, after)
+	}
+	var stop atomic.Bool
+	var wg sync.WaitGroup
+	whole, disturbed := 0, 0
+	wg.Go(func() {
+		r := rand.New(rand.NewPCG(3, 3))
+		index, dst := make([]int, getAtOnce), make([]uint64, getAtOnce)
+		for !stop.Load() && !t.Failed() {
+			for k := range index {
+				index[k] = at + r.IntN(n-at)
+				if k%2 == 1 {
+					index[k] = r.IntN(at)
+				}
+			}
+			before := phase.Load()
+			m := e.tryGetMany(dst, index)
+			for k := range m {
+				if !check(before, index[k], dst[k]) {
+					break
+				}
+				if d := dst[0] - uint64(index[0]); k%2 == 0 && d != dst[k]-uint64(index[k]) {
+					assert.Equal(t, d, dst[k]-uint64(index[k]), "%d of %d elements", k, m)
+					break
+				}
+			}
+			if m == 0 {
+				disturbed++
+			} else {
+				whole++
+			}
+		}
+	})
+	wg.Go(func() {
+		get := func(i int) (v uint64, ok bool) {
+			defer func() { _ = recover() }() // the list is short now and then
+			v, err := e.Get(i)
+			return v, assert.NoError(t, err)
+		}
+		for i := 0; !stop.Load() && !t.Failed(); i++ {
+			i, before := i*7919%n, phase.Load()
+			if v, ok := get(i); ok {
+				check(before, i, v)
+			}
+		}
+	})
+	rounds := uint64(1000)
+	if testing.Short() {
+		rounds = 300
+	}
+	part := make([]uint64, n/10)
+	for r := range rounds {
+		phase.Store(2 * r)
+		require.NoError(t, e.Clear())
+		for i := 0; i < n; i += len(part) {
+			for k := range part {
+				part[k] = r<<32 + uint64(i+k)
+			}
+			require.NoError(t, e.Append(part...))
+		}
+		phase.Store(2*r + 1)
+		require.NoError(t, e.Delete(at, at+cut))
+	}
+	stop.Store(true)
+	wg.Wait()
+	t.Logf("%d read at once, %d disturbed", whole, disturbed)
+	assert.NotZero(t, whole)
+}
+
+// Set has found its slot when the lock is free at last; the element may have
+// another by then, or none.
+func TestEMListSetLooksAgain(t *testing.T) {
+	for name, meanwhile := range map[string]func(l *list){
+		"moved": func(l *list) { l.first.Store(l.first.Load() + 1) },
+		"gone":  func(l *list) { l.end.Store(l.first.Load() + 5) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := testArena(t, testOptions{})
+			e := listOf[uint64](t, a, nil)
+			require.NoError(t, e.Append(0, 1, 2, 3, 4, 5, 6, 7))
+			l := e.l
+			l.lock()
+			waiting := make(chan any)
+			go func() {
+				defer func() { waiting <- recover() }()
+				assert.NoError(t, e.Set(5, 99))
+			}()
+			time.Sleep(20 * time.Millisecond) // nothing to see if that was too short
+			l.shape.begin()
+			meanwhile(l)
+			l.shape.end()
+			l.unlock()
+			if p := <-waiting; name == "gone" {
+				assert.Error(t, p.(error))
+				assert.Equal(t, []uint64{0, 1, 2, 3, 4}, contents(t, e))
+				l.end.Store(l.end.Load() + 1)
+				assert.Equal(t, []uint64{0, 1, 2, 3, 4, 5}, contents(t, e))
+			} else {
+				assert.Nil(t, p)
+				assert.Equal(t, []uint64{1, 2, 3, 4, 5, 99, 7}, contents(t, e))
+			}
+		})
+	}
 }
 
 // A list that becomes empty again and again, as its readers look.

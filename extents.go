@@ -111,6 +111,16 @@ type extentTable struct {
 	// and found all their pages in the file: nil says nothing. It is kept
 	// for the first cachedExtents of the table.
 	mem []unsafe.Pointer
+
+	// For run, which most lookups end with. large is the part of mem for extents
+	// of the largest size, the first of them that of the slots from 2^last * whole
+	// on. blocks has the smaller ones of mem by blocks of 2^grain slots; it is as
+	// long as the largest that was looked up needs.
+	large   []unsafe.Pointer
+	whole   uint64
+	inLarge uint64 // mask of a slot's index in such an extent
+	blocks  []unsafe.Pointer
+	inBlock uint64 // mask of a slot's index in a block
 }
 
 // cachedExtents bounds the memory of mem to 8 MiB. It is enough for a list of
@@ -129,16 +139,50 @@ func (t *extentTable) locate(p uint64) (k, at uint64) {
 	return n, p &^ (1 << ((uint64(t.grain) + n - 1) & 63))
 }
 
-// memory is memoryAt for the slots of the largest extents, which are most of a
-// long list; nil says nothing. It is inlined.
+// run returns the memory of slots in a row, and the index of slot p among them;
+// nil says nothing.
+func (t *extentTable) run(p uint64) (mem unsafe.Pointer, at uint64) {
+	if i := p>>(t.last&63) - t.whole; i < uint64(len(t.large)) {
+		return atomic.LoadPointer(&t.large[i]), p & t.inLarge
+	}
+	if i := p >> (t.grain & 63); i < uint64(len(t.blocks)) {
+		return atomic.LoadPointer(&t.blocks[i]), p & t.inBlock
+	}
+	return nil, 0
+}
+
+// memory returns the memory of slot p, or nil if that takes a closer look.
 func (t *extentTable) memory(p uint64) unsafe.Pointer {
-	whole := p >> (t.last & 63)
-	if i := whole + uint64(t.last-t.grain) - t.base; whole != 0 && i < uint64(len(t.mem)) {
-		if m := atomic.LoadPointer(&t.mem[i]); m != nil {
-			return unsafe.Add(m, p&(1<<(t.last&63)-1)*t.width)
-		}
+	if m, at := t.run(p); m != nil {
+		return unsafe.Add(m, at*t.width)
 	}
 	return nil
+}
+
+// setMem notes, for all tables that share mem, that extent k is at m; nil says
+// nothing. The caller holds the lock, and takes the table returned.
+func (t *extentTable) setMem(k uint64, m unsafe.Pointer) *extentTable {
+	atomic.StorePointer(&t.mem[k-t.base], m)
+	if k > uint64(t.last-t.grain) {
+		return t
+	}
+	from, to := t.start(k)>>t.grain, t.start(k+1)>>t.grain
+	if to > uint64(len(t.blocks)) {
+		if m == nil {
+			return t
+		}
+		more := *t
+		more.blocks = make([]unsafe.Pointer, to)
+		copy(more.blocks, t.blocks)
+		t = &more
+	}
+	for i := from; i < to; i++ {
+		atomic.StorePointer(&t.blocks[i], m)
+		if m != nil {
+			m = unsafe.Add(m, t.width<<t.grain)
+		}
+	}
+	return t
 }
 
 // start returns the first slot of extent k.
@@ -185,8 +229,14 @@ func fileUint32(v uint32) uint32 {
 	return v
 }
 
-func (t *extentTable) newMem() []unsafe.Pointer {
-	return make([]unsafe.Pointer, min(len(t.entries), cachedExtents))
+// makeMem makes room for the memory of extents.
+func (t *extentTable) makeMem() {
+	t.mem = make([]unsafe.Pointer, min(len(t.entries), cachedExtents))
+	doubling := uint64(t.last - t.grain)
+	first := max(t.base, doubling+1)
+	t.large = t.mem[min(first-t.base, uint64(len(t.mem))):]
+	t.whole = first - doubling
+	t.inLarge, t.inBlock = 1<<(t.last&63)-1, 1<<(t.grain&63)-1
 }
 
 // window returns the extents [lo, hi) outside of which all entries are 0.
@@ -320,7 +370,7 @@ func (l *list) setEntry(k uint64, e pageNo) {
 	l.a.space.mark(t.off+4*i, 4)
 	atomic.StoreUint32(&t.entries[i], fileUint32(e))
 	if i < uint64(len(t.mem)) {
-		atomic.StorePointer(&t.mem[i], nil)
+		t.setMem(k, nil)
 		l.remember(k)
 	}
 }
@@ -418,7 +468,7 @@ func (l *list) inline(t *extentTable) bool { return t.off>>pageShift == uint64(l
 func (l *list) setTable(t *extentTable) {
 	off, n := t.off, uint32(len(t.entries))
 	old := l.table.Load()
-	t.mem = t.newMem()
+	t.makeMem()
 	for i := range t.mem {
 		if j := t.base + uint64(i) - old.base; j < uint64(len(old.mem)) {
 			t.mem[i] = old.mem[j]

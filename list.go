@@ -109,27 +109,13 @@ func (l *list) result(op string, err error) error {
 	return l.a.opError(op, &l.handle, 0, err)
 }
 
-// memoryAt returns the memory of slot p, or nil if that takes a closer look.
-func (l *list) memoryAt(p uint64) unsafe.Pointer {
-	t := l.table.Load()
-	k, at := t.locate(p)
-	if i := k - t.base; i < uint64(len(t.mem)) {
-		if m := atomic.LoadPointer(&t.mem[i]); m != nil {
-			return unsafe.Add(m, at*t.width)
-		}
-	}
-	return nil
-}
-
 // slotsAt returns the memory of n slots from p on, all of one extent: nil if
 // that is absent, ok false if the table leads out of the file.
 func (l *list) slotsAt(t *extentTable, p, n uint64) (b []byte, ok bool) {
-	k, at := t.locate(p)
-	if i := k - t.base; i < uint64(len(t.mem)) {
-		if m := atomic.LoadPointer(&t.mem[i]); m != nil {
-			return unsafe.Slice((*byte)(unsafe.Add(m, at*t.width)), n*t.width), true
-		}
+	if m := t.memory(p); m != nil {
+		return unsafe.Slice((*byte)(m), n*t.width), true
 	}
+	k, at := t.locate(p)
 	e := t.entry(k)
 	if e == 0 {
 		return nil, true
@@ -150,7 +136,7 @@ func (l *list) remember(k uint64) {
 		return
 	}
 	if b := l.a.space.view(uint64(t.entry(k))<<pageShift, int(t.pages(k))<<pageShift); b != nil {
-		atomic.StorePointer(&t.mem[i], unsafe.Pointer(unsafe.SliceData(b)))
+		l.table.Store(t.setMem(k, unsafe.Pointer(unsafe.SliceData(b))))
 	}
 }
 
@@ -398,8 +384,9 @@ func (l *list) tryRun(i, j int) unsafe.Pointer {
 	if n := uint64(j - i); uint64(j) > l.end.Load()-first || shape&1 != 0 || n*l.width >= aheadSize {
 		return nil
 	}
-	p := l.memoryAt(first + uint64(i))
-	if p == nil || l.table.Load().room(first+uint64(i)) < uint64(j-i) || l.shape.load() != shape {
+	t := l.table.Load()
+	p := t.memory(first + uint64(i))
+	if p == nil || t.room(first+uint64(i)) < uint64(j-i) || l.shape.load() != shape {
 		return nil
 	}
 	return p
@@ -715,44 +702,56 @@ func (l *list) set(i int, b []byte) error {
 	if l.refs {
 		return l.setRecord(i, b, nil)
 	}
-	if m := l.lockSlot(i); m != nil {
+	if m, p := l.lockSlot(i); m != nil {
 		storeSlot(unsafe.Slice((*byte)(m), l.width), b)
-		l.unlockSlot(i)
+		l.unlockSlot(p)
 		return nil
 	}
 	return l.setReserved(i, b)
 }
 
-// lockSlot locks the list for a new element i, whose slot it marks as changed,
+// lockSlot locks the list for a new element i, whose slot p it marks as changed,
 // and returns the memory of that. It does so where nothing is in the way, as
 // nearly always; otherwise it returns nil, and nothing is locked.
-func (l *list) lockSlot(i int) unsafe.Pointer {
-	if optimistic { // it comes while the lock is taken
-		if m := l.table.Load().memory(l.first.Load() + uint64(i)); m != nil {
-			prefetch(m)
-		}
+func (l *list) lockSlot(i int) (m unsafe.Pointer, p uint64) {
+	// The slot is looked up before the lock, so that it comes from memory while
+	// that is taken. Inside, it is the same if the shape is.
+	shape := l.shape.load()
+	first := l.first.Load()
+	if uint64(i) >= l.end.Load()-first {
+		return nil, 0
 	}
+	t := l.table.Load()
+	p = first + uint64(i)
+	run, at := t.run(p)
+	if run == nil {
+		return nil, 0
+	}
+	m = unsafe.Add(run, at*t.width)
+	prefetch(m)
+	s := l.a.space
+	no, in := s.pageOf(m)
+	dirty := s.dirtyLines(no)
+	prefetch(unsafe.Pointer(dirty))
 	if !l.lockShort(0) {
-		return nil
+		return nil, 0
 	}
-	if first := l.first.Load(); uint64(i) < l.end.Load()-first {
-		t, p := l.table.Load(), first+uint64(i)
+	if l.shape.load() != shape {
+		l.leave()
+		return nil, 0
+	}
+	if no != 0 && (in^(in+uintptr(t.width)-1))>>lineShift == 0 {
+		s.touchAlone(no, dirty, in)
+	} else {
 		k, at := t.locate(p)
-		if x := k - t.base; x < uint64(len(t.mem)) {
-			if m := atomic.LoadPointer(&t.mem[x]); m != nil {
-				at *= t.width
-				l.a.space.markShort(uint64(t.entry(k))<<pageShift+at, t.width)
-				l.beginSlot(p)
-				return unsafe.Add(m, at)
-			}
-		}
+		s.mark(uint64(t.entry(k))<<pageShift+at*t.width, int(t.width))
 	}
-	l.leave()
-	return nil
+	l.beginSlot(p)
+	return m, p
 }
 
-func (l *list) unlockSlot(i int) {
-	l.endSlot(l.first.Load() + uint64(i))
+func (l *list) unlockSlot(p uint64) {
+	l.endSlot(p)
 	l.leave()
 }
 
@@ -980,7 +979,7 @@ func (l *list) load(h pageNo) error {
 	if t.base > 1<<62 {
 		return corruptAt(off+listBaseOff, "table from extent %d on", t.base)
 	}
-	t.mem = t.newMem()
+	t.makeMem()
 	l.hdr = h
 	l.recs.init(l.a, off+listRecordsOff)
 	l.table.Store(&t)

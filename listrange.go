@@ -23,7 +23,7 @@ func (l *list) appendSlots(b []byte, n uint64, holder bool) error {
 		if err := l.enterAs(cost, holder); err != nil {
 			return err
 		}
-		if n <= l.tail.n && l.len()+n <= maxListLen {
+		if n <= l.tail.n {
 			l.fillTail(b, n)
 			l.leave()
 			return nil
@@ -47,8 +47,8 @@ func (l *list) lockTail(n uint64) unsafe.Pointer {
 	if !l.lockShort(int64(n * l.width)) {
 		return nil
 	}
-	if n <= l.tail.n && l.len()+n <= maxListLen {
-		l.a.space.markShort(l.tail.off, n*l.width)
+	if n <= l.tail.n {
+		l.a.space.markAlone(l.tail.off, n*l.width)
 		return l.tail.mem
 	}
 	l.leave()
@@ -62,7 +62,7 @@ func (l *list) unlockTail(n uint64) {
 
 // fillTail appends n slots, for which the tail has room.
 func (l *list) fillTail(b []byte, n uint64) {
-	l.a.space.markShort(l.tail.off, uint64(len(b)))
+	l.a.space.markAlone(l.tail.off, uint64(len(b)))
 	storeSlot(unsafe.Slice((*byte)(l.tail.mem), len(b)), b)
 	l.showTail(n)
 }
@@ -75,7 +75,7 @@ func (l *list) showTail(n uint64) {
 	}
 	l.tail.off += size
 	if wholeWords && !raceEnabled && size <= pageSize { // see beginShort
-		storePlain(&l.end, l.end.Load()+n)
+		addPlain(&l.end, n)
 	} else {
 		l.end.Store(l.end.Load() + n)
 	}
@@ -96,7 +96,7 @@ func (l *list) extend(b []byte, n uint64) error {
 	}
 	for t := l.table.Load(); n > 0; {
 		k, at := t.locate(l.end.Load())
-		room := t.slots(k) - at
+		room := min(t.slots(k)-at, maxListLen-l.len())
 		m, ok := l.slotsAt(t, l.end.Load(), room)
 		if !ok || m == nil {
 			return l.damaged(t, l.end.Load())

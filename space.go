@@ -366,6 +366,17 @@ func (s *space) near(p pageNo) *page {
 	return s.inTable(p)
 }
 
+// pageOf returns the page that m is in, and where, if near finds that page
+// without the table; otherwise 0.
+func (s *space) pageOf(m unsafe.Pointer) (no pageNo, in uintptr) {
+	flat := uintptr(s.flat.Load())
+	off := uintptr(m) - uintptr(s.page1)
+	if i := off >> pageShift; i < flat {
+		return pageNo(i) + 1, off & (pageSize - 1)
+	}
+	return 0, 0
+}
+
 // flatPage is near for who goes another way where it returns nil, as for page 0.
 func (s *space) flatPage(p pageNo) unsafe.Pointer {
 	if i := p - 1; i < s.flat.Load() {
@@ -458,7 +469,7 @@ func (s *space) touch(p pageNo, lines uint64) {
 }
 
 // touchAlone is touch of the line at off, for whoever keeps all others from marking
-// lines of the page, as the lock of a bucket does. dirty has its dirty lines.
+// lines of the page, as the lock of a bucket or a list does. dirty has its dirty lines.
 func (s *space) touchAlone(p pageNo, dirty *uint64, off uintptr) {
 	bit := uint64(1) << (off >> lineShift & 63)
 	switch {
@@ -481,10 +492,12 @@ func (s *space) dirtyLines(p pageNo) *uint64 {
 	return nil
 }
 
-// markShort is mark for what lies in one line, nearly always.
-func (s *space) markShort(off, n uint64) {
-	if line := off >> lineShift; (off+n-1)>>lineShift == line {
-		s.touch(pageNo(off>>pageShift), 1<<(line&63))
+// markAlone is mark for whoever keeps all others from marking lines of the same
+// pages. Nearly always it is one line.
+func (s *space) markAlone(off, n uint64) {
+	if (off^(off+n-1))>>lineShift == 0 {
+		no := pageNo(off >> pageShift)
+		s.touchAlone(no, s.dirtyLines(no), uintptr(off&(pageSize-1)))
 	} else {
 		s.mark(off, int(n))
 	}
