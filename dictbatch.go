@@ -219,7 +219,7 @@ func (d *dict) noteBatch(n, missing int, start time.Time) {
 func (s *space) fetch(pages []pageNo) (missing int) {
 	var wanted [batchSize]bool
 	for i, p := range pages {
-		if p != 0 && !s.inMemory(p) {
+		if p != 0 && !s.inMemory(uint64(p)<<pageShift, pageSize) {
 			s.prefetch(p)
 			wanted[i] = true
 			missing++

@@ -1841,7 +1841,7 @@ func BenchmarkEMList(b *testing.B) {
 	require.NotEqual(b, uint64(1), total)
 }
 
-// askedFS counts the bytes that are asked for ahead of loops.
+// askedFS counts the bytes that are asked for ahead of loops. Nothing is in memory while the count is not negative.
 type askedFS struct {
 	fileSystem
 	asked *int64
@@ -1855,6 +1855,8 @@ type askedMapping struct {
 func (f askedFS) Map(file file, written bool) mapping {
 	return askedMapping{f.fileSystem.Map(file, written), f.asked}
 }
+
+func (m askedMapping) resident(unsafe.Pointer, int64) bool { return *m.asked < 0 }
 
 func (m askedMapping) willNeed(p unsafe.Pointer, n int64) {
 	*m.asked += n
@@ -1901,4 +1903,9 @@ func TestEMListReadsAhead(t *testing.T) {
 	_, err = l.CopyTo(make([]uint64, n), 0)
 	require.NoError(t, err)
 	require.InDelta(t, 8*n, asked, 64*pageSize)
+
+	asked = math.MinInt64 // what is in memory is not asked for
+	for range l.Views(0, n) {
+	}
+	require.Equal(t, int64(math.MinInt64), asked)
 }

@@ -420,19 +420,21 @@ func (l *list) runAt(i, most int) (mem unsafe.Pointer, n int, err error) {
 
 // A lookahead asks for what a loop is about to read, aheadSize bytes at a time:
 // it waits for the piece that the loop has come to, and has the next one read
-// meanwhile. Shorter loops do without.
+// meanwhile. It does so only for pieces that are not in memory, as to ask takes
+// nearly as long as to read what is. Shorter loops do without.
 type lookahead struct {
 	l         *list
-	from, end int // elements not asked for yet
+	from, end int  // elements not asked for yet
+	ready     bool // the piece at from is in memory
 }
 
 const aheadSize = 1 << 20
 
 func (l *list) lookAhead(i, end int) lookahead {
 	if l.width == 0 || end-i < aheadSize/int(l.width) {
-		return lookahead{l, end, end}
+		i = end
 	}
-	return lookahead{l, i, end}
+	return lookahead{l: l, from: i, end: end}
 }
 
 // reach notes that the loop has come to element i.
@@ -440,21 +442,28 @@ func (a *lookahead) reach(i int) {
 	if i < a.from || i >= a.end {
 		return
 	}
-	a.from = i + a.ask(i, a.l.a.space.willNeed)
-	if a.from < a.end {
-		a.ask(a.from, a.l.a.space.prefetchRange)
+	s := a.l.a.space
+	off, size, n := a.piece(i)
+	if !a.ready && !s.inMemory(off, size) {
+		s.willNeed(off, size)
+	}
+	if a.from = i + n; a.from < a.end {
+		off, size, _ = a.piece(a.from)
+		if a.ready = s.inMemory(off, size); !a.ready {
+			s.prefetchRange(off, size)
+		}
 	}
 }
 
-// ask asks for elements from i on, and returns for how many.
-func (a *lookahead) ask(i int, read func(off uint64, n int)) int {
+// piece returns the place of the n elements from i on; they are absent if size is 0.
+func (a *lookahead) piece(i int) (off uint64, size, n int) {
 	l, t := a.l, a.l.table.Load()
 	p := l.first.Load() + uint64(i)
-	n := min(uint64(a.end-i), max(1, aheadSize/l.width), t.room(p))
+	slots := min(uint64(a.end-i), max(1, aheadSize/l.width), t.room(p))
 	if k, at := t.locate(p); t.entry(k) != 0 {
-		read(uint64(t.entry(k))<<pageShift+at*t.width, int(n*t.width))
+		off, size = uint64(t.entry(k))<<pageShift+at*t.width, int(slots*t.width)
 	}
-	return int(n)
+	return off, size, int(slots)
 }
 
 // copySlots copies n slots from p on, all of one extent, to dst.

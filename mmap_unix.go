@@ -207,6 +207,8 @@ func (m *unixMapping) refresh(p unsafe.Pointer, n, _ int64) error { return inval
 
 func (m *unixMapping) willNeed(p unsafe.Pointer, n int64) { populate(p, n) }
 
+func (m *unixMapping) resident(p unsafe.Pointer, n int64) bool { return inCore(p, n) }
+
 func (m *unixMapping) prefetch(p unsafe.Pointer, n int64) { _ = madvise(p, n, unix.MADV_WILLNEED) }
 
 func (m *unixMapping) sync() (err error) {

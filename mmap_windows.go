@@ -154,6 +154,8 @@ func (m *windowsMapping) zero(p unsafe.Pointer, n int64) error {
 	return nil
 }
 
+func (m *windowsMapping) resident(unsafe.Pointer, int64) bool { return false }
+
 // prefetch: willNeed does not wait here.
 func (m *windowsMapping) prefetch(p unsafe.Pointer, n int64) { m.willNeed(p, n) }
 

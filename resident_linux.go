@@ -26,16 +26,27 @@ func (s *space) resident() (n int64) {
 	return n
 }
 
-// residencyKnown says that inMemory tells.
+// residencyKnown says that mappings of files tell what is resident.
 const residencyKnown = true
 
-// inMemory says whether page p can be read without the disk.
-func (s *space) inMemory(p pageNo) bool {
-	b := s.osPages(uint64(p)<<pageShift, pageSize)
-	var vec [16]byte // one for each page of the machine, and room for qemu-user's
-	if b == nil {
-		return true
+// inCore says whether all of [p, p+n), from the start of a page on, is in memory.
+// For mapped pages that takes 2.6 microseconds a MiB (EPYC, Linux 6.18), where asking for
+// them takes 80.
+func inCore(p unsafe.Pointer, n int64) bool {
+	const step = 1 << 20
+	var vec [step/pageSize + 16]byte // one for each page of the machine, and room for qemu-user's
+	for ; n > 0; n -= step {
+		size := min(n, step)
+		if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(p), uintptr(size), uintptr(unsafe.Pointer(&vec[0]))); errno != 0 {
+			return true
+		}
+		os := int64(osPageSize())
+		for _, v := range vec[:(size+os-1)/os] {
+			if v&1 == 0 {
+				return false
+			}
+		}
+		p = unsafe.Add(p, size)
 	}
-	_, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), uintptr(unsafe.Pointer(&vec[0])))
-	return errno != 0 || vec[0]&1 != 0
+	return true
 }
