@@ -176,11 +176,12 @@ func (t *extentTable) setMem(k uint64, m unsafe.Pointer) *extentTable {
 		copy(more.blocks, t.blocks)
 		t = &more
 	}
-	for i := from; i < to; i++ {
-		atomic.StorePointer(&t.blocks[i], m)
+	for i := range to - from {
+		block := m
 		if m != nil {
-			m = unsafe.Add(m, t.width<<t.grain)
+			block = unsafe.Add(m, i*t.width<<t.grain) // never behind the extent: see flatten
 		}
+		atomic.StorePointer(&t.blocks[from+i], block)
 	}
 	return t
 }
