@@ -1844,19 +1844,24 @@ func BenchmarkEMList(b *testing.B) {
 // askedFS counts the bytes that are asked for ahead of loops. Nothing is in memory while the count is not negative.
 type askedFS struct {
 	fileSystem
-	asked *int64
+	asked, ahead *int64
 }
 
 type askedMapping struct {
 	mapping
-	asked *int64
+	asked, ahead *int64
 }
 
 func (f askedFS) Map(file file, written bool) mapping {
-	return askedMapping{f.fileSystem.Map(file, written), f.asked}
+	return askedMapping{f.fileSystem.Map(file, written), f.asked, f.ahead}
 }
 
 func (m askedMapping) resident(unsafe.Pointer, int64) bool { return *m.asked < 0 }
+
+func (m askedMapping) prefetch(p unsafe.Pointer, n int64) {
+	*m.ahead += n
+	m.mapping.prefetch(p, n)
+}
 
 func (m askedMapping) willNeed(p unsafe.Pointer, n int64) {
 	*m.asked += n
@@ -1885,8 +1890,8 @@ func testWaste[T any](t *testing.T) {
 
 // A long loop asks for each page once, a short one and one that runs backwards for none.
 func TestEMListReadsAhead(t *testing.T) {
-	asked := int64(0)
-	a := testArena(t, testOptions{internalOptions: internalOptions{fs: askedFS{newOSFS(true, false), &asked}}})
+	asked, ahead := int64(0), int64(0)
+	a := testArena(t, testOptions{internalOptions: internalOptions{fs: askedFS{newOSFS(true, false), &asked, &ahead}}})
 	l, err := List[uint64](a, "l", nil)
 	require.NoError(t, err)
 	const n = 1 << 20 // 8 MiB
@@ -1895,7 +1900,12 @@ func TestEMListReadsAhead(t *testing.T) {
 	}
 	for range l.Backward() {
 	}
-	require.Zero(t, asked)
+	require.Zero(t, asked+ahead)
+	for range l.All() {
+		require.InDelta(t, 8*n, ahead, aheadSize) // as much at once, and not a piece after the other
+		break
+	}
+	asked = 0
 	for range l.All() {
 	}
 	require.InDelta(t, 8*n, asked, 64*pageSize)
@@ -1904,8 +1914,9 @@ func TestEMListReadsAhead(t *testing.T) {
 	require.NoError(t, err)
 	require.InDelta(t, 8*n, asked, 64*pageSize)
 
-	asked = math.MinInt64 // what is in memory is not asked for
+	asked, ahead = math.MinInt64, 0 // what is in memory is not asked for
 	for range l.Views(0, n) {
 	}
 	require.Equal(t, int64(math.MinInt64), asked)
+	require.Zero(t, ahead)
 }

@@ -418,40 +418,52 @@ func (l *list) runAt(i, most int) (mem unsafe.Pointer, n int, err error) {
 	}
 }
 
-// A lookahead asks for what a loop is about to read, aheadSize bytes at a time:
-// it waits for the piece that the loop has come to, and has the next one read
-// meanwhile. It does so only for pieces that are not in memory, as to ask takes
-// nearly as long as to read what is. Shorter loops do without.
+// A lookahead asks for what a loop is about to read, a piece of aheadSize bytes
+// at a time: it waits for the piece that the loop has come to, and has those of
+// the next aheadDepth bytes read meanwhile. It does so only for pieces that are
+// not in memory, as to ask takes nearly as long as to read what is. Shorter loops
+// do without.
 type lookahead struct {
-	l         *list
-	from, end int  // elements not asked for yet
-	ready     bool // the piece at from is in memory
+	l     *list
+	next  int // element that the next piece begins with
+	end   int
+	asked int // elements before it have been asked for, or are in memory
+	ready int // elements before it are in memory
 }
 
-const aheadSize = 1 << 20
+const (
+	aheadSize  = 1 << 20
+	aheadDepth = 8 << 20 // a disk reads several pieces at once
+)
 
 func (l *list) lookAhead(i, end int) lookahead {
 	if l.width == 0 || end-i < aheadSize/int(l.width) {
 		i = end
 	}
-	return lookahead{l: l, from: i, end: end}
+	return lookahead{l: l, next: i, end: end, asked: i, ready: i}
 }
 
 // reach notes that the loop has come to element i.
 func (a *lookahead) reach(i int) {
-	if i < a.from || i >= a.end {
+	if i < a.next || i >= a.end {
 		return
 	}
 	s := a.l.a.space
 	off, size, n := a.piece(i)
-	if !a.ready && !s.inMemory(off, size) {
+	if i >= a.ready && !s.inMemory(off, size) {
 		s.willNeed(off, size)
 	}
-	if a.from = i + n; a.from < a.end {
-		off, size, _ = a.piece(a.from)
-		if a.ready = s.inMemory(off, size); !a.ready {
+	a.next = i + n
+	a.asked, a.ready = max(a.asked, a.next), max(a.ready, a.next)
+	for a.asked < a.end && a.asked-i < aheadDepth/int(a.l.width) {
+		off, size, n = a.piece(a.asked)
+		switch known := a.ready == a.asked; {
+		case !s.inMemory(off, size):
 			s.prefetchRange(off, size)
+		case known:
+			a.ready += n
 		}
+		a.asked += n
 	}
 }
 
