@@ -209,20 +209,25 @@ func (d *dict) getWordBatch(keys, vals [][8]byte, ok []bool, start time.Time) (f
 // are batches spared the system calls that ask whether it is.
 func (d *dict) noteBatch(n, missing int, start time.Time) {
 	slow := time.Since(start) > slowBatch+time.Duration(n)*slowLookup
-	if warm := !slow && (missing == 0 || !residencyKnown); warm != d.warm.Load() {
+	if warm := !slow && missing == 0; warm != d.warm.Load() {
 		d.warm.Store(warm)
 	}
 }
 
 // fetch reads those of the given pages that are not in memory, all together,
-// and returns how many there were. 0 is no page.
+// and returns of how many that was known. 0 is no page.
 func (s *space) fetch(pages []pageNo) (missing int) {
 	var wanted [batchSize]bool
 	for i, p := range pages {
-		if p != 0 && !s.inMemory(uint64(p)<<pageShift, pageSize) {
+		if p == 0 {
+			continue
+		}
+		if is, known := s.inMemory(uint64(p)<<pageShift, pageSize); !is {
 			s.prefetch(p)
 			wanted[i] = true
-			missing++
+			if known {
+				missing++
+			}
 		}
 	}
 	for i, p := range pages {

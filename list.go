@@ -419,28 +419,28 @@ func (l *list) runAt(i, most int) (mem unsafe.Pointer, n int, err error) {
 }
 
 // A lookahead asks for what a loop is about to read, a piece of aheadSize bytes
-// at a time: it waits for the piece that the loop has come to, and has those of
-// the next aheadDepth bytes read meanwhile. It does so only for pieces that are
-// not in memory, as to ask takes nearly as long as to read what is. Shorter loops
-// do without.
+// at a time: it waits for the piece that the loop has come to, and has the next
+// ones read meanwhile, the more the longer the loop goes on, as it may end early.
+// It does so only for pieces that are not in memory, as to ask takes nearly as
+// long as to read what is. Shorter loops do without.
 type lookahead struct {
-	l     *list
-	next  int // element that the next piece begins with
-	end   int
-	asked int // elements before it have been asked for, or are in memory
-	ready int // elements before it are in memory
+	l         *list
+	from, end int
+	next      int // element that the next piece begins with
+	asked     int // elements before it have been asked for, or are in memory
+	ready     int // elements before it are in memory
 }
 
 const (
 	aheadSize  = 1 << 20
-	aheadDepth = 8 << 20 // a disk reads several pieces at once
+	aheadDepth = 8 << 20 // bytes from the loop on, in the end: a disk reads several pieces at once
 )
 
 func (l *list) lookAhead(i, end int) lookahead {
 	if l.width == 0 || end-i < aheadSize/int(l.width) {
 		i = end
 	}
-	return lookahead{l: l, next: i, end: end, asked: i, ready: i}
+	return lookahead{l: l, from: i, end: end, next: i, asked: i, ready: i}
 }
 
 // reach notes that the loop has come to element i.
@@ -450,17 +450,20 @@ func (a *lookahead) reach(i int) {
 	}
 	s := a.l.a.space
 	off, size, n := a.piece(i)
-	if i >= a.ready && !s.inMemory(off, size) {
-		s.willNeed(off, size)
+	if i >= a.ready {
+		if is, _ := s.inMemory(off, size); !is {
+			s.willNeed(off, size)
+		}
 	}
 	a.next = i + n
 	a.asked, a.ready = max(a.asked, a.next), max(a.ready, a.next)
-	for a.asked < a.end && a.asked-i < aheadDepth/int(a.l.width) {
+	width := int(a.l.width)
+	depth := min(aheadDepth/width, 2*(aheadSize/width+i-a.from))
+	for a.asked < a.end && a.asked-i < depth {
 		off, size, n = a.piece(a.asked)
-		switch known := a.ready == a.asked; {
-		case !s.inMemory(off, size):
+		if is, _ := s.inMemory(off, size); !is {
 			s.prefetchRange(off, size)
-		case known:
+		} else if a.ready == a.asked {
 			a.ready += n
 		}
 		a.asked += n

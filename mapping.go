@@ -60,8 +60,9 @@ type mapping interface {
 	// holds up no other goroutine, as page faults do. It is a hint.
 	willNeed(p unsafe.Pointer, n int64)
 
-	// resident says that [p, p+n) can be read without the disk; false says nothing.
-	resident(p unsafe.Pointer, n int64) bool
+	// resident says whether [p, p+n) can be read without the disk, and whether
+	// that is known.
+	resident(p unsafe.Pointer, n int64) (is, known bool)
 
 	// prefetch is willNeed without waiting for the disk.
 	prefetch(p unsafe.Pointer, n int64)

@@ -2,6 +2,7 @@ package emd
 
 import (
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -38,6 +39,28 @@ func TestChunkRefused(t *testing.T) {
 	}
 	_, err = writableChunk(m, 0, testChunk, testChunk)
 	assert.NoError(t, err)
+}
+
+// What of a file is in memory the kernel tells only those who own it or may write it; others hear that all is.
+func TestMappingTells(t *testing.T) {
+	path := filepath.Join(tempDir(t), "f")
+	f, _ := patternFileAt(t, path, testChunk)
+	known := func(writable bool) bool {
+		m := osFS{}.Map(f, writable)
+		defer m.close()
+		p, _, err := m.chunk(0, testChunk, testChunk)
+		require.NoError(t, err)
+		is, known := m.resident(p, testChunk)
+		assert.Equal(t, known, is, "of a file that was just written")
+		return known
+	}
+	assert.True(t, known(false))
+	assert.True(t, known(true))
+	if err := os.Chown(path, os.Geteuid()+1, -1); err != nil {
+		unavailable(t, "only root can give a file away: %v", err)
+	}
+	assert.False(t, known(false))
+	assert.True(t, known(true))
 }
 
 // dataBytes returns what the kernel counts against RLIMIT_DATA now.

@@ -38,6 +38,10 @@ func writeShared(p unsafe.Pointer, n int64) error {
 	return os.NewSyscallError("msync", uninterrupted(func() error { return unix.Msync(bytesAt(p, n), unix.MS_SYNC) }))
 }
 
+// isOwn and inCore say nothing.
+func isOwn(*os.File) bool                           { return false }
+func inCore(unsafe.Pointer, int64) (is, known bool) { return false, false }
+
 // syncFile is os.File's Sync, which on macOS also empties the drive's cache
 // (F_FULLFSYNC).
 func syncFile(f *os.File) error { return f.Sync() }

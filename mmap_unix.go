@@ -37,6 +37,7 @@ type unixMapping struct {
 	// tests find stores of which the space is not told.
 	far, guard bool
 
+	tells  bool           // of which pages are in memory
 	prot   int            // of the file's pages
 	step   int64          // bytes of the next reservation
 	room   addressRange   // of the last reservation, not used yet
@@ -51,6 +52,7 @@ const wholeChunks = false
 // is set.
 func newMapping(f *os.File, far bool, use mapUse) mapping {
 	m := &unixMapping{f: f, far: far, guard: far && use == mapPrivate, shared: use == mapShared, prot: unix.PROT_READ, step: firstStep}
+	m.tells = use != mapToRead || isOwn(f)
 	if use != mapToRead {
 		m.prot |= unix.PROT_WRITE
 	}
@@ -207,7 +209,12 @@ func (m *unixMapping) refresh(p unsafe.Pointer, n, _ int64) error { return inval
 
 func (m *unixMapping) willNeed(p unsafe.Pointer, n int64) { populate(p, n) }
 
-func (m *unixMapping) resident(p unsafe.Pointer, n int64) bool { return inCore(p, n) }
+func (m *unixMapping) resident(p unsafe.Pointer, n int64) (is, known bool) {
+	if !m.tells {
+		return false, false
+	}
+	return inCore(p, n)
+}
 
 func (m *unixMapping) prefetch(p unsafe.Pointer, n int64) { _ = madvise(p, n, unix.MADV_WILLNEED) }
 

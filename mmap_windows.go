@@ -154,7 +154,7 @@ func (m *windowsMapping) zero(p unsafe.Pointer, n int64) error {
 	return nil
 }
 
-func (m *windowsMapping) resident(unsafe.Pointer, int64) bool { return false }
+func (m *windowsMapping) resident(unsafe.Pointer, int64) (is, known bool) { return false, false }
 
 // prefetch: willNeed does not wait here.
 func (m *windowsMapping) prefetch(p unsafe.Pointer, n int64) { m.willNeed(p, n) }

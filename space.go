@@ -262,11 +262,14 @@ func (s *space) prefetchRange(off uint64, n int) {
 	}
 }
 
-// inMemory says whether the n bytes at off can be read without the disk; false says
-// nothing.
-func (s *space) inMemory(off uint64, n int) bool {
+// inMemory says whether the n bytes at off can be read without the disk, and
+// whether that is known.
+func (s *space) inMemory(off uint64, n int) (is, known bool) {
 	b := s.osPages(off, n)
-	return n == 0 || b == nil || s.mapping.resident(unsafe.Pointer(unsafe.SliceData(b)), int64(len(b)))
+	if n == 0 || b == nil {
+		return true, true
+	}
+	return s.mapping.resident(unsafe.Pointer(unsafe.SliceData(b)), int64(len(b)))
 }
 
 // osPages is view from the start of the operating system's page.
