@@ -507,12 +507,14 @@ func (e *EMList[T]) CopyTo(dst []T, i int) (int, error) {
 func (e *EMList[T]) copyTo(dst []T, i int) (n int, err error) {
 	if !e.raw {
 		w := e.walk("copyto", i, i+len(dst), false)
+		defer w.ahead.done()
 		for w.read() {
 			n += copy(dst[n:], w.run)
 		}
 		return n, w.err
 	}
 	ahead := e.l.lookAhead(i, i+len(dst))
+	defer ahead.done()
 	for n < len(dst) {
 		ahead.reach(i + n)
 		m, _, err := e.l.run(bytesOf(dst[n:]), i+n, false)
@@ -593,6 +595,7 @@ func (e *EMList[T]) Range(i, j int) iter.Seq2[int, T] {
 func (e *EMList[T]) loop(op string, i, j int) iter.Seq2[int, T] {
 	return func(yield func(int, T) bool) {
 		w := e.walk(op, i, j, false)
+		defer w.ahead.done()
 		for w.next() {
 			run, at, seen := w.run, w.at, w.seen
 			for k, v := range run {
@@ -632,6 +635,7 @@ func (e *EMList[T]) Backward() iter.Seq2[int, T] {
 func (e *EMList[T]) Values() iter.Seq[T] {
 	return func(yield func(T) bool) {
 		w := e.walk("values", 0, math.MaxInt, false)
+		defer w.ahead.done()
 		for w.next() {
 			run, seen := w.run, w.seen
 			for k, v := range run {

@@ -1897,6 +1897,116 @@ func testWaste[T any](t *testing.T) {
 	require.Less(t, float64(pages<<pageShift), 1.04*float64(e.Len())*float64(e.l.width))
 }
 
+// streamFS is a file system whose system reads ahead of loops by itself. Nothing is in memory.
+type streamFS struct {
+	fileSystem
+	m **streamMapping
+}
+
+type streamMapping struct {
+	mapping
+	on           map[unsafe.Pointer]int64 // bytes from there that are read ahead
+	begun, asked int64
+}
+
+func (f streamFS) Map(file file, written bool) mapping {
+	*f.m = &streamMapping{mapping: f.fileSystem.Map(file, written), on: map[unsafe.Pointer]int64{}}
+	return *f.m
+}
+
+func (m *streamMapping) resident(unsafe.Pointer, int64) (is, known bool) { return false, true }
+func (m *streamMapping) prefetch(_ unsafe.Pointer, n int64)              { m.asked += n }
+func (m *streamMapping) willNeed(_ unsafe.Pointer, n int64)              { m.asked += n }
+
+func (m *streamMapping) stream(p unsafe.Pointer, n int64, on bool) bool {
+	if on {
+		m.on[p] += n
+		m.begun += n
+	} else if m.on[p] -= n; m.on[p] == 0 {
+		delete(m.on, p)
+	}
+	return true
+}
+
+// ahead returns the bytes that are read ahead now.
+func (m *streamMapping) ahead() (n int64) {
+	for _, some := range m.on {
+		n += some
+	}
+	return n
+}
+
+// Where the system reads ahead of a loop, it does so for all of it, some at a time, and no longer than the loop goes on.
+func TestEMListStreams(t *testing.T) {
+	var m *streamMapping
+	a := testArena(t, testOptions{internalOptions: internalOptions{fs: streamFS{newOSFS(true, false), &m}}})
+	const size = streamSize + streamSize/4
+	l := listOf[uint64](t, a, nil)
+	require.NoError(t, l.Append(make([]uint64, size/8)...))
+	s, err := List[string](a, "s", nil)
+	require.NoError(t, err)
+	require.NoError(t, s.Resize(aheadSize))
+	m.begun, m.asked = 0, 0
+
+	turns := 0
+	turn := func() {
+		if turns++; turns%(1<<12) == 1 {
+			require.NotZero(t, m.ahead())
+			require.LessOrEqual(t, m.ahead(), int64(streamSize+aheadSize))
+		}
+	}
+	check := func(least, most int64) {
+		t.Helper()
+		require.NotZero(t, turns)
+		require.Zero(t, m.ahead())
+		require.Zero(t, m.asked)
+		require.Greater(t, m.begun, least-aheadSize)
+		require.LessOrEqual(t, m.begun, most+aheadSize)
+		turns, m.begun = 0, 0
+	}
+	for range l.All() {
+		turn()
+	}
+	check(size, size)
+	for range l.All() {
+		turn()
+		break
+	}
+	check(aheadSize, streamSize)
+	for range l.Values() {
+		turn()
+	}
+	check(size, size)
+	for range l.Views(0, l.Len()) {
+		turn()
+	}
+	check(size, size)
+	require.Panics(t, func() {
+		for range l.Views(0, l.Len()) {
+			turn()
+			panic("in the body")
+		}
+	})
+	check(aheadSize, streamSize)
+	turns = 1
+	n, err := l.CopyTo(make([]uint64, l.Len()), 0)
+	require.NoError(t, err)
+	require.Equal(t, l.Len(), n)
+	check(size, size)
+
+	texts := int64(s.Len()) * int64(s.l.width)
+	require.NoError(t, s.Set(0, "a"))
+	require.NoError(t, s.Set(s.Len()-1, "z"))
+	m.begun, m.asked, turns = 0, 0, 1
+	for range s.Views(0, s.Len()) {
+	}
+	check(aheadSize, texts)
+	turns = 1
+	_, err = s.CopyTo(make([]string, s.Len()), 0)
+	require.NoError(t, err)
+	check(aheadSize, texts)
+}
+
 // A long loop asks for each page once, a short one and one that runs backwards for none.
 func TestEMListReadsAhead(t *testing.T) {
 	asked, ahead := int64(0), int64(0)

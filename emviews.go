@@ -47,6 +47,7 @@ func (e *EMList[T]) views(i, j int, yield func(int, []T) bool) {
 func (e *EMList[T]) lend(i, j int, yield func(int, []T) bool) error {
 	var zeros []T
 	ahead := e.l.lookAhead(i, j)
+	defer ahead.done()
 	for i < j {
 		ahead.reach(i)
 		p, n, err := e.l.runAt(i, min(j-i, aheadSize/int(e.l.width)+1))
@@ -72,6 +73,7 @@ func (e *EMList[T]) lend(i, j int, yield func(int, []T) bool) error {
 // lendDecoded yields elements in a slice that is used again.
 func (e *EMList[T]) lendDecoded(i, j int, yield func(int, []T) bool) error {
 	w := e.walk("views", i, j, false)
+	defer w.ahead.done()
 	if w.want = maxDecoded; len(w.slots) == 0 {
 		w.room = make([]T, min(j-i, maxDecoded))
 	}

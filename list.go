@@ -422,18 +422,27 @@ func (l *list) runAt(i, most int) (mem unsafe.Pointer, n int, err error) {
 // at a time: it waits for the piece that the loop has come to, and has the next
 // ones read meanwhile, the more the longer the loop goes on, as it may end early.
 // It does so only for pieces that are not in memory, as to ask takes nearly as
-// long as to read what is. Shorter loops do without.
+// long as to read what is. From the first of them on it leaves the rest to the
+// system, where that reads ahead better. Shorter loops do without.
 type lookahead struct {
 	l         *list
 	from, end int
-	next      int // element that the next piece begins with
-	asked     int // elements before it have been asked for, or are in memory
-	ready     int // elements before it are in memory
+	next      int        // element that the next piece begins with
+	asked     int        // elements before it have been asked for, or are in memory
+	ready     int        // elements before it are in memory
+	streams   []streamed // what the system reads ahead; done gives it up
+}
+
+// A streamed range is one of the file that the system reads ahead.
+type streamed struct {
+	off  uint64
+	size int
 }
 
 const (
 	aheadSize  = 1 << 20
 	aheadDepth = 8 << 20 // bytes from the loop on, in the end: a disk reads several pieces at once
+	streamSize = 64 << 20
 )
 
 func (l *list) lookAhead(i, end int) lookahead {
@@ -448,19 +457,24 @@ func (a *lookahead) reach(i int) {
 	if i < a.next || i >= a.end {
 		return
 	}
-	s := a.l.a.space
-	off, size, n := a.piece(i)
+	s, width := a.l.a.space, int(a.l.width)
+	off, size, n := a.place(i, aheadSize/width)
+	cold := false
 	if i >= a.ready {
-		if is, _ := s.inMemory(off, size); !is {
-			s.willNeed(off, size)
-		}
+		is, _ := s.inMemory(off, size)
+		cold = !is
+	}
+	if (cold || a.streams != nil) && a.stream(i) {
+		return
+	}
+	if cold {
+		s.willNeed(off, size)
 	}
 	a.next = i + n
 	a.asked, a.ready = max(a.asked, a.next), max(a.ready, a.next)
-	width := int(a.l.width)
 	depth := min(aheadDepth/width, 2*(aheadSize/width+i-a.from))
 	for a.asked < a.end && a.asked-i < depth {
-		off, size, n = a.piece(a.asked)
+		off, size, n = a.place(a.asked, aheadSize/width)
 		if is, _ := s.inMemory(off, size); !is {
 			s.prefetchRange(off, size)
 		} else if a.ready == a.asked {
@@ -470,11 +484,39 @@ func (a *lookahead) reach(i int) {
 	}
 }
 
-// piece returns the place of the n elements from i on; they are absent if size is 0.
-func (a *lookahead) piece(i int) (off uint64, size, n int) {
+// stream leaves what follows from element i on to the system, if that reads
+// ahead better, and no longer what came before.
+func (a *lookahead) stream(i int) bool {
+	a.done()
+	end := i + min(a.end-i, streamSize/int(a.l.width)+1)
+	for a.next = end; i < end; {
+		off, size, n := a.place(i, end-i)
+		if i += n; size == 0 {
+			continue
+		}
+		if !a.l.a.space.stream(off, size, true) {
+			a.done()
+			return false
+		}
+		a.streams = append(a.streams, streamed{off, size})
+	}
+	return true
+}
+
+// done ends what stream began. Loops defer it.
+func (a *lookahead) done() {
+	for _, r := range a.streams {
+		a.l.a.space.stream(r.off, r.size, false)
+	}
+	a.streams = nil
+}
+
+// place returns the place of n elements from i on, at most most of them, in one
+// extent; they are absent if size is 0.
+func (a *lookahead) place(i, most int) (off uint64, size, n int) {
 	l, t := a.l, a.l.table.Load()
 	p := l.first.Load() + uint64(i)
-	slots := min(uint64(a.end-i), max(1, aheadSize/l.width), t.room(p))
+	slots := min(uint64(a.end-i), uint64(max(1, most)), t.room(p))
 	if k, at := t.locate(p); t.entry(k) != 0 {
 		off, size = uint64(t.entry(k))<<pageShift+at*t.width, int(slots*t.width)
 	}

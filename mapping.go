@@ -11,14 +11,14 @@ import (
 //
 // That of a relaxed arena is shared: chunks are the file, in their whole length,
 // and what is stored there gets to the disk when the system likes. A page
-// past the end of the file must not be touched. They are not guarded. Only chunk, sync, willNeed, prefetch
-// and close are used of it.
+// past the end of the file must not be touched. They are not guarded. Only chunk, sync, willNeed, prefetch,
+// stream and close are used of it.
 //
 // All p and n are multiples of [osPageSize] and [p, p+n) lies inside one
 // chunk. chunk and close are called by one goroutine at a time. adopt, show and drop
 // may run beside them and each other, for ranges that nobody writes meanwhile;
-// readers of the range see its bytes at all times. willNeed may be called at
-// any time, even after close.
+// readers of the range see its bytes at all times. willNeed, prefetch and stream
+// may be called at any time, even after close.
 type mapping interface {
 	// chunk returns memory for the file range [off, off+size): its first filed
 	// bytes are the file's, mapped private (copy on write), and the file is
@@ -66,6 +66,11 @@ type mapping interface {
 
 	// prefetch is willNeed without waiting for the disk.
 	prefetch(p unsafe.Pointer, n int64)
+
+	// stream says that [p, p+n) is about to be read from its start to its end, or
+	// if on is not set, no longer; and whether the system then reads ahead better
+	// than willNeed and prefetch can. If not it has done nothing.
+	stream(p unsafe.Pointer, n int64, on bool) bool
 
 	// sync has the system write what the chunks of a shared mapping hold and the
 	// file does not. It does not wait for the disk: file.Sync does.

@@ -1,12 +1,15 @@
 package emd
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"testing/fstest"
+	"unsafe"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -61,6 +64,92 @@ func TestMappingTells(t *testing.T) {
 	}
 	assert.False(t, known(false))
 	assert.True(t, known(true))
+}
+
+// The advice for a loop is that of the range alone, ends with the loop, and is not given where pages are written or the system
+// reads ahead too little.
+func TestMappingStreams(t *testing.T) {
+	f, _ := patternFile(t, 3*testChunk)
+	read, written := osFS{}.Map(f, false).(*unixMapping), osFS{}.Map(f, true).(*unixMapping)
+	defer read.close()
+	defer written.close()
+	p, _, err := read.chunk(0, 3*testChunk, 3*testChunk)
+	require.NoError(t, err)
+	part := unsafe.Add(p, testChunk)
+
+	read.deep = func() bool { return false }
+	require.False(t, read.stream(part, testChunk, true))
+	require.Equal(t, "random random random", adviceAt(t, p, part, unsafe.Add(part, testChunk)))
+	read.deep = func() bool { return true }
+	require.True(t, read.stream(part, testChunk, true))
+	require.Equal(t, "random usual random", adviceAt(t, p, part, unsafe.Add(part, testChunk)))
+	require.True(t, read.stream(part, testChunk, false))
+	require.Equal(t, "random random random", adviceAt(t, p, part, unsafe.Add(part, testChunk)))
+
+	written.deep = read.deep
+	p, err = writableChunk(written, 0, testChunk, testChunk)
+	require.NoError(t, err)
+	require.False(t, written.stream(p, testChunk, true))
+	require.Equal(t, "random", adviceAt(t, p))
+}
+
+// adviceAt names the advice for the pages at p, as the kernel tells it.
+func adviceAt(t *testing.T, p ...unsafe.Pointer) string {
+	if os.Getenv("EMD_TEST_EMULATOR") != "" {
+		unavailable(t, "the emulator makes up what the kernel would tell")
+	}
+	text, err := os.ReadFile("/proc/self/smaps")
+	require.NoError(t, err)
+	found := make([]string, len(p))
+	var from, to uintptr
+	for line := range strings.Lines(string(text)) {
+		var f, u uintptr
+		if n, _ := fmt.Sscanf(line, "%x-%x ", &f, &u); n == 2 {
+			from, to = f, u
+		}
+		flags, ok := strings.CutPrefix(line, "VmFlags:")
+		for i, p := range p {
+			if ok && from <= uintptr(p) && uintptr(p) < to {
+				found[i] = "usual"
+				if slices.Contains(strings.Fields(flags), "rr") {
+					found[i] = "random"
+				}
+			}
+		}
+	}
+	return strings.Join(found, " ")
+}
+
+// How far the system reads ahead is told of whole disks, and of parts of them by the disk.
+func TestReadAhead(t *testing.T) {
+	names, err := filepath.Glob("/sys/class/block/*/dev")
+	require.NoError(t, err)
+	tested := 0
+	for _, name := range names {
+		number, err := os.ReadFile(name)
+		require.NoError(t, err)
+		var major, minor uint32
+		_, err = fmt.Sscanf(string(number), "%d:%d", &major, &minor)
+		require.NoError(t, err)
+		disk := filepath.Dir(name)
+		if _, err := os.Stat(filepath.Join(disk, "partition")); err == nil {
+			disk, err = filepath.EvalSymlinks(disk)
+			require.NoError(t, err)
+			disk = filepath.Dir(disk)
+		}
+		text, err := os.ReadFile(filepath.Join(disk, "queue/read_ahead_kb"))
+		if err != nil {
+			continue // a device that was taken away meanwhile
+		}
+		want, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+		require.NoError(t, err)
+		assert.Equal(t, want<<10, readAheadOf(unix.Mkdev(major, minor)), disk)
+		tested++
+	}
+	if tested == 0 {
+		unavailable(t, "no block device in sight")
+	}
+	assert.Zero(t, readAheadOf(unix.Mkdev(4000, 4000)))
 }
 
 // dataBytes returns what the kernel counts against RLIMIT_DATA now.

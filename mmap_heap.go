@@ -128,6 +128,8 @@ func (m *heapMapping) sync() error {
 func (m *heapMapping) willNeed(unsafe.Pointer, int64) {}
 func (m *heapMapping) prefetch(unsafe.Pointer, int64) {}
 
+func (m *heapMapping) stream(unsafe.Pointer, int64, bool) bool { return false }
+
 func (m *heapMapping) resident(unsafe.Pointer, int64) (is, known bool) { return true, true }
 
 // close leaves the memory to the garbage collector: late readers keep it.

@@ -2,7 +2,10 @@ package emd
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 	"unsafe"
 
@@ -65,6 +68,27 @@ func dropCopies(p unsafe.Pointer, n int64) error {
 func populate(p unsafe.Pointer, n int64) {
 	_ = madvise(p, n, unix.MADV_WILLNEED)
 	_ = madvise(p, n, unix.MADV_POPULATE_READ)
+}
+
+// readAhead returns how many bytes the system reads ahead of a loop over f, or 0
+// where it does not tell.
+func readAhead(f *os.File) int64 {
+	var st unix.Stat_t
+	if withFD(f, func(fd uintptr) error { return unix.Fstat(int(fd), &st) }) != nil {
+		return 0
+	}
+	return readAheadOf(uint64(st.Dev))
+}
+
+// readAheadOf is readAhead of a device. For a part of a disk the disk is asked.
+func readAheadOf(dev uint64) int64 {
+	for _, name := range []string{"/sys/class/bdi/%d:%d/read_ahead_kb", "/sys/dev/block/%d:%d/../queue/read_ahead_kb"} {
+		if text, err := os.ReadFile(fmt.Sprintf(name, unix.Major(dev), unix.Minor(dev))); err == nil {
+			kib, _ := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+			return kib << 10
+		}
+	}
+	return 0
 }
 
 // writeShared has nothing to do: what a shared mapping changes is changed in the

@@ -34,6 +34,9 @@ func dropCopies(unsafe.Pointer, int64) error { return errors.ErrUnsupported }
 
 func populate(p unsafe.Pointer, n int64) { _ = madvise(p, n, unix.MADV_WILLNEED) }
 
+// readAhead returns 0: only Linux tells.
+func readAhead(*os.File) int64 { return 0 }
+
 func writeShared(p unsafe.Pointer, n int64) error {
 	return os.NewSyscallError("msync", uninterrupted(func() error { return unix.Msync(bytesAt(p, n), unix.MS_SYNC) }))
 }

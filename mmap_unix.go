@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/bits"
 	"os"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -38,6 +39,7 @@ type unixMapping struct {
 	far, guard bool
 
 	tells  bool           // of which pages are in memory
+	deep   func() bool    // whether the system reads ahead far by itself
 	prot   int            // of the file's pages
 	step   int64          // bytes of the next reservation
 	room   addressRange   // of the last reservation, not used yet
@@ -53,6 +55,7 @@ const wholeChunks = false
 func newMapping(f *os.File, far bool, use mapUse) mapping {
 	m := &unixMapping{f: f, far: far, guard: far && use == mapPrivate, shared: use == mapShared, prot: unix.PROT_READ, step: firstStep}
 	m.tells = use != mapToRead || isOwn(f)
+	m.deep = sync.OnceValue(func() bool { return readAhead(f) >= aheadSize })
 	if use != mapToRead {
 		m.prot |= unix.PROT_WRITE
 	}
@@ -217,6 +220,22 @@ func (m *unixMapping) resident(p unsafe.Pointer, n int64) (is, known bool) {
 }
 
 func (m *unixMapping) prefetch(p unsafe.Pointer, n int64) { _ = madvise(p, n, unix.MADV_WILLNEED) }
+
+// stream changes the advice to the usual one, with which Linux reads in large
+// folios, the larger the longer a loop goes on: a page then costs a quarter of the
+// system's time. (MADV_SEQUENTIAL gets there only from the start of a file.) Not where
+// pages are written, for the reason in mapFile, and not where the system reads ahead less than a
+// slow disk needs.
+func (m *unixMapping) stream(p unsafe.Pointer, n int64, on bool) bool {
+	if m.prot&unix.PROT_WRITE != 0 || !m.deep() {
+		return false
+	}
+	advice := unix.MADV_RANDOM
+	if on {
+		advice = unix.MADV_NORMAL
+	}
+	return madvise(p, n, advice) == nil
+}
 
 func (m *unixMapping) sync() (err error) {
 	for _, c := range m.chunks {

@@ -159,6 +159,8 @@ func (m *windowsMapping) resident(unsafe.Pointer, int64) (is, known bool) { retu
 // prefetch: willNeed does not wait here.
 func (m *windowsMapping) prefetch(p unsafe.Pointer, n int64) { m.willNeed(p, n) }
 
+func (m *windowsMapping) stream(unsafe.Pointer, int64, bool) bool { return false }
+
 // refresh is never called: files are not punched here.
 func (m *windowsMapping) refresh(unsafe.Pointer, int64, int64) error { return nil }
 

@@ -262,6 +262,12 @@ func (s *space) prefetchRange(off uint64, n int) {
 	}
 }
 
+// stream is [mapping.stream] of the n bytes at off.
+func (s *space) stream(off uint64, n int, on bool) bool {
+	b := s.osPages(off, n)
+	return b != nil && s.mapping.stream(unsafe.Pointer(unsafe.SliceData(b)), int64(len(b)), on)
+}
+
 // inMemory says whether the n bytes at off can be read without the disk, and
 // whether that is known.
 func (s *space) inMemory(off uint64, n int) (is, known bool) {
