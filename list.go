@@ -51,6 +51,9 @@ type slotRoom struct {
 	mem unsafe.Pointer
 	off uint64
 	n   uint64
+
+	line  uint64  // the line of the file that was marked last, 0 for none
+	dirty *uint64 // the dirty lines of its page
 }
 
 // newList returns the core of a list whose elements take size bytes, or that

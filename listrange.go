@@ -48,11 +48,24 @@ func (l *list) lockTail(n uint64) unsafe.Pointer {
 		return nil
 	}
 	if n <= l.tail.n {
-		l.a.space.markAlone(l.tail.off, n*l.width)
+		l.markTail(n * l.width)
 		return l.tail.mem
 	}
 	l.leave()
 	return nil
+}
+
+// markTail marks the next size bytes of the tail as changed. Small elements go to
+// the line of the one before, which may be marked still.
+func (l *list) markTail(size uint64) {
+	t := &l.tail
+	line := t.off >> lineShift
+	if line == t.line && line == (t.off+size-1)>>lineShift && !raceEnabled && *t.dirty&(1<<(line&63)) != 0 {
+		return
+	}
+	l.a.space.markAlone(t.off, size)
+	t.line = (t.off + size - 1) >> lineShift
+	t.dirty = l.a.space.dirtyLines(pageNo(t.line << lineShift >> pageShift))
 }
 
 func (l *list) unlockTail(n uint64) {
@@ -62,7 +75,7 @@ func (l *list) unlockTail(n uint64) {
 
 // fillTail appends n slots, for which the tail has room.
 func (l *list) fillTail(b []byte, n uint64) {
-	l.a.space.markAlone(l.tail.off, uint64(len(b)))
+	l.markTail(uint64(len(b)))
 	storeSlot(unsafe.Slice((*byte)(l.tail.mem), len(b)), b)
 	l.showTail(n)
 }
@@ -101,7 +114,7 @@ func (l *list) extend(b []byte, n uint64) error {
 		if !ok || m == nil {
 			return l.damaged(t, l.end.Load())
 		}
-		l.tail = slotRoom{unsafe.Pointer(unsafe.SliceData(m)), uint64(t.entry(k))<<pageShift + at*l.width, room}
+		l.tail = slotRoom{mem: unsafe.Pointer(unsafe.SliceData(m)), off: uint64(t.entry(k))<<pageShift + at*l.width, n: room}
 		part := min(n, room)
 		l.fillTail(b[:part*l.width], part)
 		b, n = b[part*l.width:], n-part
