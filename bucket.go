@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"math/bits"
 	"runtime"
+	"sync"
 	"unsafe"
 )
 
@@ -608,10 +609,15 @@ func (d *dict) keyAt(b *bucket, i int) ([]byte, error) {
 		return b[off : off+l.keySize : off+l.keySize], nil
 	}
 	e, ok := l.entry(b, entryOff(b, i))
-	switch {
-	case !ok:
+	if !ok {
 		return nil, corrupt("entry passes the end of its bucket")
-	case e.keyFar:
+	}
+	return d.keyOf(b, e)
+}
+
+// keyOf is keyAt of an entry of a slotted page.
+func (d *dict) keyOf(b *bucket, e slottedEntry) ([]byte, error) {
+	if e.keyFar {
 		return d.farKeyAt(b.refAt(e.key))
 	}
 	return b[e.key : e.key+e.keyLen : e.key+e.keyLen], nil
@@ -653,20 +659,29 @@ func (d *dict) valueAt(dst []byte, b *bucket, i int) ([]byte, error) {
 	return append(dst, b[e.val:e.end]...), nil
 }
 
-// copyEntry puts the entry of src's slot i, whose hash is h, into b, where it
-// is not yet, and says whether there was room. The caller has touched b.
-func (l *layout) copyEntry(b *bucket, h uint64, src *bucket, i int) bool {
+// A moving entry goes to another page: its hash, its slot, and in a slotted page
+// where it is.
+type moving struct {
+	h         uint64
+	slot      uint16
+	from, end uint16
+}
+
+// movingEntries keeps room for those of a page.
+var movingEntries = sync.Pool{New: func() any { return new([]moving) }}
+
+// copyEntry adds what m moves from src to b, and says whether there was room.
+func (l *layout) copyEntry(b *bucket, m moving, src *bucket) bool {
 	if l.kind == layoutSlotted {
-		e, ok := l.entry(src, entryOff(src, i))
-		return ok && l.addSlotted(b, h, src[entryOff(src, i):e.end])
+		return l.addSlotted(b, m.h, src[m.from:m.end])
 	}
-	if i == l.slots { // of lines
+	if int(m.slot) == l.slots { // of lines
 		b[bucketFlagsOff] |= flagZero
 		copy(b[zeroValueOff:zeroValueOff+zeroValueMax], src[zeroValueOff:])
 		return true
 	}
-	from := l.slotOff(i)
-	return l.addFixed(b, h, src[from:from+l.slot])
+	from := l.slotOff(int(m.slot))
+	return l.addFixed(b, m.h, src[from:from+l.slot])
 }
 
 // addFixed puts a slot, not of the key 0 of lines, into a bucket where its key
@@ -722,30 +737,6 @@ func (b *bucket) hasRoom(size int) bool {
 func (b *bucket) hasHeap(size int) bool {
 	heap, g := b.heap(), b.groups()
 	return heap-size >= bucketHeader+g*slotGroup && heap <= pageSize && g > 0
-}
-
-// sound says that a page may be written anew from its entries: that they are
-// as many, and need as much room, as its header says.
-func (l *layout) sound(b *bucket) bool {
-	if l.kind == layoutLines {
-		return true
-	}
-	n, size := 0, 0
-	for i := l.next(b, 0); i >= 0; i = l.next(b, i+1) {
-		n++
-		if l.kind == layoutSlotted {
-			off := entryOff(b, i)
-			e, ok := l.entry(b, off)
-			if !ok || off < b.heap() {
-				return false
-			}
-			size += e.end - off
-		}
-	}
-	if l.kind == layoutSlotted && (b.groups() != l.groupsOf(b) || !b.hasHeap(0) || size > pageSize-b.heap()) {
-		return false
-	}
-	return n == b.count()
 }
 
 // addSlotted puts an entry into a slotted bucket, and says whether there was

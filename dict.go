@@ -994,17 +994,18 @@ func (d *dict) replan(b *bucket, skip, size int) (groups int, better bool) {
 func (d *dict) rebuild(seg *segment, p place, skip, groups int, h uint64, entry []byte) error {
 	l := d.layout
 	old := *p.b
-	hashes, err := d.hashes(&old)
-	if err != nil {
+	moves := movingEntries.Get().(*[]moving)
+	defer movingEntries.Put(moves)
+	if err := d.moves(moves, &old); err != nil {
 		return err
 	}
 	d.a.space.touch(p.no, allLines)
 	seg.begin()
 	defer seg.end()
 	l.clear(p.b, groups)
-	for i := l.next(&old, 0); i >= 0; i = l.next(&old, i+1) {
-		if i != skip {
-			l.copyEntry(p.b, hashes[i], &old, i)
+	for _, m := range *moves {
+		if int(m.slot) != skip {
+			l.copyEntry(p.b, m, &old)
 		}
 	}
 	if !l.addSlotted(p.b, h, entry) {
@@ -1013,23 +1014,43 @@ func (d *dict) rebuild(seg *segment, p place, skip, groups int, h uint64, entry 
 	return nil
 }
 
-// hashes returns the hashes of a page's entries, by slot. It fails on a damaged
-// page, so that whoever moves entries fails before the first.
-func (d *dict) hashes(b *bucket) ([]uint64, error) {
+// moves sets list to a page's entries, by slot. It fails on a damaged page, so
+// that whoever moves entries fails before the first: there must be as many, and
+// they must need as much room, as the header says.
+func (d *dict) moves(list *[]moving, b *bucket) error {
 	l := d.layout
-	if !l.sound(b) {
-		return nil, corrupt("the header of a bucket and its entries do not agree")
-	}
-	hs := make([]uint64, l.slotsOf(b)+1)
+	ms, size := (*list)[:0], 0
 	for i := l.next(b, 0); i >= 0; i = l.next(b, i+1) {
-		h, err := d.hashAt(b, i)
-		if err != nil {
-			return nil, err
+		m := moving{slot: uint16(i)}
+		var err error
+		if l.kind == layoutSlotted {
+			off := entryOff(b, i)
+			e, ok := l.entry(b, off)
+			if !ok || off < b.heap() {
+				return errUnsound
+			}
+			m.from, m.end = uint16(off), uint16(e.end)
+			size += e.end - off
+			var key []byte
+			key, err = d.keyOf(b, e)
+			m.h = d.hash(key)
+		} else {
+			m.h, err = d.hashAt(b, i)
 		}
-		hs[i] = h
+		if err != nil {
+			return err
+		}
+		ms = append(ms, m)
 	}
-	return hs, nil
+	*list = ms
+	if l.kind == layoutSlotted && (b.groups() != l.groupsOf(b) || !b.hasHeap(0) || size > pageSize-b.heap()) ||
+		l.kind != layoutLines && len(ms) != b.count() {
+		return errUnsound
+	}
+	return nil
 }
+
+var errUnsound = corrupt("the header of a bucket and its entries do not agree")
 
 // roomIn returns a page of a bucket with room for size bytes, if need be a new
 // one.

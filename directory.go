@@ -435,7 +435,9 @@ func (d *dict) split(t *segmentTable, seg *segment, h uint64, head pageNo) (done
 
 	// All that can fail comes first: the new pages, the new directory.
 	chained := b.next() != 0
-	low, high, hashes, err := d.halves(head, b)
+	moves := movingEntries.Get().(*[]moving)
+	defer movingEntries.Put(moves)
+	low, high, err := d.halves(head, b, moves)
 	if err != nil {
 		return false, err
 	}
@@ -451,7 +453,7 @@ func (d *dict) split(t *segmentTable, seg *segment, h uint64, head pageNo) (done
 
 	seg.begin()
 	if !chained {
-		d.divide(head, high, hashes)
+		d.divide(head, high, *moves)
 	}
 	oldDir := seg.off
 	if local == all {
@@ -519,26 +521,26 @@ func (d *dict) countBuckets(seg *segment) {
 
 // halves makes what the bucket b, which begins with page head, is to be split
 // into: a new page beside it, for divide; or if it is a chain, two new ones.
-func (d *dict) halves(head pageNo, b *bucket) (low, high pageNo, hashes []uint64, err error) {
+func (d *dict) halves(head pageNo, b *bucket, moves *[]moving) (low, high pageNo, err error) {
 	if b.next() != 0 {
 		parts, err := d.spread(head, b.depth(), 1, false)
 		if err != nil {
-			return 0, 0, nil, err
+			return 0, 0, err
 		}
-		return parts[0], parts[1], nil, nil
+		return parts[0], parts[1], nil
 	}
-	if d.layout.kind == layoutSlotted {
-		if hashes, err = d.hashes(b); err != nil {
-			return 0, 0, nil, err
+	if !d.layout.words() {
+		if err := d.moves(moves, b); err != nil {
+			return 0, 0, err
 		}
 	}
 	high, err = d.a.alloc.alloc(1)
-	return head, high, hashes, err
+	return head, high, err
 }
 
-// divide moves the entries of a page whose next bit is 1 to a new page. hashes
-// are those of the entries where they are costly; else they are made here.
-func (d *dict) divide(no, high pageNo, hashes []uint64) {
+// divide moves the entries of a page whose next bit is 1 to a new page. Those of
+// words it finds itself.
+func (d *dict) divide(no, high pageNo, moves []moving) {
 	l := d.layout
 	d.a.space.touch(no, allLines)
 	d.a.space.touch(high, allLines)
@@ -552,14 +554,8 @@ func (d *dict) divide(no, high pageNo, hashes []uint64) {
 		return
 	}
 	to := [2]*bucket{b, other}
-	for i := l.next(&old, 0); i >= 0; i = l.next(&old, i+1) {
-		var h uint64
-		if hashes != nil {
-			h = hashes[i]
-		} else {
-			h, _ = d.hashAt(&old, i)
-		}
-		l.copyEntry(to[h>>(63-depth)&1], h, &old, i)
+	for _, m := range moves {
+		l.copyEntry(to[m.h>>(63-depth)&1], m, &old)
 	}
 }
 
@@ -645,18 +641,19 @@ func (d *dict) spread(head pageNo, depth, n int, absent bool) (parts []pageNo, e
 			}
 		}
 	}
+	moves := movingEntries.Get().(*[]moving)
+	defer movingEntries.Put(moves)
 	for no, link := head, uint32(0); no != 0; {
 		b, err := d.page(no, link)
 		if err != nil {
 			return parts, err
 		}
-		hashes, err := d.hashes(b)
-		if err != nil {
+		if err := d.moves(moves, b); err != nil {
 			return parts, err
 		}
-		for i := l.next(b, 0); i >= 0; i = l.next(b, i+1) {
-			part := int(hashes[i] << depth >> (64 - n))
-			for tails[part].b == nil || !l.copyEntry(tails[part].b, hashes[i], b, i) {
+		for _, m := range *moves {
+			part := int(m.h << depth >> (64 - n))
+			for tails[part].b == nil || !l.copyEntry(tails[part].b, m, b) {
 				if err := grow(part); err != nil {
 					return parts, err
 				}
@@ -820,12 +817,14 @@ func (d *dict) mergeOnce(t *segmentTable, seg *segment, h uint64, head pageNo, b
 	}
 	was := *b
 	from := [2]*bucket{&was, c} // c is another page, with a prefix of its own
-	var hashes [2][]uint64
+	var moves [2]*[]moving
 	for i := range from {
+		moves[i] = movingEntries.Get().(*[]moving)
+		defer movingEntries.Put(moves[i])
 		if l.words() {
-			break // spreadWords computes them
+			continue // spreadWords needs none
 		}
-		if hashes[i], err = d.hashes(from[i]); err != nil {
+		if err := d.moves(moves[i], from[i]); err != nil {
 			return false, err
 		}
 	}
@@ -846,8 +845,8 @@ func (d *dict) mergeOnce(t *segmentTable, seg *segment, h uint64, head pageNo, b
 			d.spreadWords(filler[:], old, 0)
 			continue
 		}
-		for i := l.next(old, 0); i >= 0; i = l.next(old, i+1) {
-			l.copyEntry(b, hashes[k][i], old, i)
+		for _, m := range *moves[k] {
+			l.copyEntry(b, m, old)
 		}
 	}
 	d.setEntries(t, seg, h, local-1, head)
