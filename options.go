@@ -12,7 +12,8 @@ import (
 type Options struct {
 	// ReadOnly opens the file for reading, beside any number of other readers.
 	// Nothing on disk is changed, not even after a crash: the last commit is
-	// then put together in memory.
+	// then put together in memory. Loops over lists that are not in memory cost the system
+	// less: where nothing is to be changed page by page, Linux reads in larger pieces.
 	ReadOnly bool
 	// MustExist makes a missing file an error that matches [fs.ErrNotExist].
 	MustExist bool
