@@ -1897,7 +1897,7 @@ func testWaste[T any](t *testing.T) {
 	require.Less(t, float64(pages<<pageShift), 1.04*float64(e.Len())*float64(e.l.width))
 }
 
-// streamFS is a file system whose system reads ahead of loops by itself. Nothing is in memory.
+// streamFS is a file system whose system reads ahead of loops by itself. Nothing is in memory until it does.
 type streamFS struct {
 	fileSystem
 	m **streamMapping
@@ -1914,7 +1914,7 @@ func (f streamFS) Map(file file, written bool) mapping {
 	return *f.m
 }
 
-func (m *streamMapping) resident(unsafe.Pointer, int64) (is, known bool) { return false, true }
+func (m *streamMapping) resident(unsafe.Pointer, int64) (is, known bool) { return m.begun != 0, true }
 func (m *streamMapping) prefetch(_ unsafe.Pointer, n int64)              { m.asked += n }
 func (m *streamMapping) willNeed(_ unsafe.Pointer, n int64)              { m.asked += n }
 
