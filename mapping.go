@@ -67,9 +67,9 @@ type mapping interface {
 	// prefetch is willNeed without waiting for the disk.
 	prefetch(p unsafe.Pointer, n int64)
 
-	// stream says that [p, p+n) is about to be read from its start to its end, or
-	// if on is not set, no longer; and whether the system then reads ahead better
-	// than willNeed and prefetch can. If not it has done nothing.
+	// stream has the system itself read ahead of a loop that reads [p, p+n) from its
+	// start to its end; with on unset it ends that. It returns false and does nothing
+	// where willNeed and prefetch are better.
 	stream(p unsafe.Pointer, n int64, on bool) bool
 
 	// sync has the system write what the chunks of a shared mapping hold and the

@@ -221,11 +221,10 @@ func (m *unixMapping) resident(p unsafe.Pointer, n int64) (is, known bool) {
 
 func (m *unixMapping) prefetch(p unsafe.Pointer, n int64) { _ = madvise(p, n, unix.MADV_WILLNEED) }
 
-// stream changes the advice to the usual one, with which Linux reads in large
-// folios, the larger the longer a loop goes on: a page then costs a quarter of the
-// system's time. (MADV_SEQUENTIAL gets there only from the start of a file.) Not where
-// pages are written, for the reason in mapFile, and not where the system reads ahead less than a
-// slow disk needs.
+// stream gives the usual advice. With it Linux reads in large folios, the larger
+// the longer a loop goes on, and a page costs a quarter of the system's time;
+// MADV_SEQUENTIAL gets there only from the start of a file. Not where pages are written,
+// for the reason in mapFile, and not where the system reads ahead less than a slow disk needs.
 func (m *unixMapping) stream(p unsafe.Pointer, n int64, on bool) bool {
 	if m.prot&unix.PROT_WRITE != 0 || !m.deep() {
 		return false
