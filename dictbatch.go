@@ -232,7 +232,7 @@ func (s *space) fetch(pages []pageNo) (missing int) {
 	}
 	for i, p := range pages {
 		if wanted[i] {
-			s.willNeed(uint64(p)<<pageShift, pageSize) // where a wait does not hold up other goroutines
+			s.await(uint64(p)<<pageShift, pageSize) // here, and not in a page fault
 		}
 	}
 	return missing

@@ -425,15 +425,16 @@ func (l *list) runAt(i, most int) (mem unsafe.Pointer, n int, err error) {
 // at a time: it waits for the piece that the loop has come to, and has the next
 // ones read meanwhile, the more the longer the loop goes on, as it may end early.
 // It does so only for pieces that are not in memory, as to ask takes nearly as
-// long as to read what is. From the first of them on it leaves the rest to the
-// system, where that reads ahead better. Shorter loops do without.
+// long as to read what is. From the first of them on it leaves all but the waiting to
+// the system, where that reads ahead better. Shorter loops do without.
 type lookahead struct {
 	l         *list
 	from, end int
 	next      int        // element that the next piece begins with
 	asked     int        // elements before it have been asked for, or are in memory
 	ready     int        // elements before it are in memory
-	streams   []streamed // what the system reads ahead; done gives it up
+	left      int        // elements before it, from some on, are left to the system
+	streams   []streamed // where these are; done takes them back
 }
 
 // A streamed range is one of the file that the system reads ahead.
@@ -444,8 +445,8 @@ type streamed struct {
 
 const (
 	aheadSize  = 1 << 20
-	aheadDepth = 8 << 20 // bytes from the loop on, in the end: a disk reads several pieces at once
-	streamSize = 64 << 20
+	aheadDepth = 8 << 20  // bytes from the loop on, in the end: a disk reads several pieces at once
+	streamSize = 64 << 20 // bytes that are left to the system at once
 )
 
 func (l *list) lookAhead(i, end int) lookahead {
@@ -462,18 +463,22 @@ func (a *lookahead) reach(i int) {
 	}
 	s, width := a.l.a.space, int(a.l.width)
 	off, size, n := a.place(i, aheadSize/width)
+	a.next = i + n
 	cold := false
 	if i >= a.ready {
 		is, _ := s.inMemory(off, size)
 		cold = !is
 	}
-	if (cold || a.streams != nil) && a.stream(i) {
-		return
+	streams := (cold || a.streams != nil) && a.stream(i)
+	if cold && !streams {
+		s.prefetchRange(off, size)
 	}
 	if cold {
-		s.willNeed(off, size)
+		s.await(off, size)
 	}
-	a.next = i + n
+	if streams {
+		return
+	}
 	a.asked, a.ready = max(a.asked, a.next), max(a.ready, a.next)
 	depth := min(aheadDepth/width, 2*(aheadSize/width+i-a.from))
 	for a.asked < a.end && a.asked-i < depth {
@@ -490,11 +495,14 @@ func (a *lookahead) reach(i int) {
 // stream leaves what follows from element i on to the system, if that reads
 // ahead better, and no longer what came before.
 func (a *lookahead) stream(i int) bool {
+	if i < a.left {
+		return true
+	}
 	a.done()
 	end := i + min(a.end-i, streamSize/int(a.l.width)+1)
-	for a.next = end; i < end; {
-		off, size, n := a.place(i, end-i)
-		if i += n; size == 0 {
+	for at := i; at < end; {
+		off, size, n := a.place(at, end-at)
+		if at += n; size == 0 {
 			continue
 		}
 		if !a.l.a.space.stream(off, size, true) {
@@ -503,6 +511,7 @@ func (a *lookahead) stream(i int) bool {
 		}
 		a.streams = append(a.streams, streamed{off, size})
 	}
+	a.left = end
 	return true
 }
 

@@ -11,13 +11,13 @@ import (
 //
 // That of a relaxed arena is shared: chunks are the file, in their whole length,
 // and what is stored there gets to the disk when the system likes. A page
-// past the end of the file must not be touched. They are not guarded. Only chunk, sync, willNeed, prefetch,
+// past the end of the file must not be touched. They are not guarded. Only chunk, sync, prefetch, await,
 // stream and close are used of it.
 //
 // All p and n are multiples of [osPageSize] and [p, p+n) lies inside one
 // chunk. chunk and close are called by one goroutine at a time. adopt, show and drop
 // may run beside them and each other, for ranges that nobody writes meanwhile;
-// readers of the range see its bytes at all times. willNeed, prefetch and stream
+// readers of the range see its bytes at all times. prefetch, await and stream
 // may be called at any time, even after close.
 type mapping interface {
 	// chunk returns memory for the file range [off, off+size): its first filed
@@ -56,20 +56,20 @@ type mapping interface {
 	// file's bytes at off again, which have changed.
 	refresh(p unsafe.Pointer, n, off int64) error
 
-	// willNeed reads [p, p+n) ahead inside a system call, where a slow disk
-	// holds up no other goroutine, as page faults do. It is a hint.
-	willNeed(p unsafe.Pointer, n int64)
-
 	// resident says whether [p, p+n) can be read without the disk, and whether
 	// that is known.
 	resident(p unsafe.Pointer, n int64) (is, known bool)
 
-	// prefetch is willNeed without waiting for the disk.
+	// prefetch has the system begin to read [p, p+n). It is a hint.
 	prefetch(p unsafe.Pointer, n int64)
+
+	// await waits until [p, p+n) has been read: inside a system call, where a slow disk
+	// holds up no other goroutine, as page faults do. It is a hint.
+	await(p unsafe.Pointer, n int64)
 
 	// stream has the system itself read ahead of a loop that reads [p, p+n) from its
 	// start to its end; with on unset it ends that. It returns false and does nothing
-	// where willNeed and prefetch are better.
+	// where prefetch is better. Within [p, p+n) prefetch does harm, await does not.
 	stream(p unsafe.Pointer, n int64, on bool) bool
 
 	// sync has the system write what the chunks of a shared mapping hold and the

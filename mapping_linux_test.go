@@ -96,7 +96,7 @@ func TestMappingStreams(t *testing.T) {
 // adviceAt names the advice for the pages at p, as the kernel tells it.
 func adviceAt(t *testing.T, p ...unsafe.Pointer) string {
 	if os.Getenv("EMD_TEST_EMULATOR") != "" {
-		unavailable(t, "the emulator makes up what the kernel would tell")
+		t.Skip("the emulator makes up what the kernel would tell")
 	}
 	text, err := os.ReadFile("/proc/self/smaps")
 	require.NoError(t, err)
@@ -127,7 +127,9 @@ func TestReadAhead(t *testing.T) {
 	tested := 0
 	for _, name := range names {
 		number, err := os.ReadFile(name)
-		require.NoError(t, err)
+		if err != nil {
+			continue // a device that was taken away meanwhile
+		}
 		var major, minor uint32
 		_, err = fmt.Sscanf(string(number), "%d:%d", &major, &minor)
 		require.NoError(t, err)
@@ -139,7 +141,7 @@ func TestReadAhead(t *testing.T) {
 		}
 		text, err := os.ReadFile(filepath.Join(disk, "queue/read_ahead_kb"))
 		if err != nil {
-			continue // a device that was taken away meanwhile
+			continue
 		}
 		want, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
 		require.NoError(t, err)

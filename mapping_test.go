@@ -84,7 +84,8 @@ func TestMappingChunk(t *testing.T) {
 			require.True(t, bytes.Equal(want, b), "chunk at %d", c.off)
 			assert.Zero(t, uintptr(p)%pageSize, "alignment")
 
-			m.willNeed(p, testChunk)
+			m.prefetch(p, testChunk)
+			m.await(p, testChunk)
 			for i := range b {
 				b[i] ^= 0xFF
 			}
@@ -194,7 +195,8 @@ func TestMappingClose(t *testing.T) {
 		require.NoError(t, m.close(), "twice")
 		require.NoError(t, f.Truncate(0), "nothing is mapped any more")
 		require.NoError(t, f.Close())
-		m.willNeed(whole, testChunk)
+		m.prefetch(whole, testChunk)
+		m.await(whole, testChunk)
 		assert.True(t, allZero(bytesAt(whole, testChunk)), "whole")
 		assert.True(t, allZero(bytesAt(part, testChunk)), "part")
 	})

@@ -125,8 +125,8 @@ func (m *heapMapping) sync() error {
 	return err
 }
 
-func (m *heapMapping) willNeed(unsafe.Pointer, int64) {}
 func (m *heapMapping) prefetch(unsafe.Pointer, int64) {}
+func (m *heapMapping) await(unsafe.Pointer, int64)    {}
 
 func (m *heapMapping) stream(unsafe.Pointer, int64, bool) bool { return false }
 

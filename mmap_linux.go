@@ -61,14 +61,10 @@ func dropCopies(p unsafe.Pointer, n int64) error {
 	return madvise(p, n, unix.MADV_DONTNEED)
 }
 
-// populate starts the reads of the whole range together, then waits for them
-// and enters the pages into the page table. The second call alone gets no
-// read-ahead, because files are mapped MADV_RANDOM; before Linux 5.14 it fails,
-// and what the first does remains.
-func populate(p unsafe.Pointer, n int64) {
-	_ = madvise(p, n, unix.MADV_WILLNEED)
-	_ = madvise(p, n, unix.MADV_POPULATE_READ)
-}
+// populate enters the pages into the page table once they have been read. In a range
+// that is mapped MADV_RANDOM it would read them one by one: prefetch comes first. Before
+// Linux 5.14 it fails.
+func populate(p unsafe.Pointer, n int64) { _ = madvise(p, n, unix.MADV_POPULATE_READ) }
 
 // readAhead returns how many bytes the system reads ahead of a loop over f, or 0
 // where it does not tell.

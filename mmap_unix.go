@@ -210,8 +210,6 @@ func (m *unixMapping) zero(p unsafe.Pointer, n int64) error {
 
 func (m *unixMapping) refresh(p unsafe.Pointer, n, _ int64) error { return invalidate(p, n) }
 
-func (m *unixMapping) willNeed(p unsafe.Pointer, n int64) { populate(p, n) }
-
 func (m *unixMapping) resident(p unsafe.Pointer, n int64) (is, known bool) {
 	if !m.tells {
 		return false, false
@@ -220,6 +218,8 @@ func (m *unixMapping) resident(p unsafe.Pointer, n int64) (is, known bool) {
 }
 
 func (m *unixMapping) prefetch(p unsafe.Pointer, n int64) { _ = madvise(p, n, unix.MADV_WILLNEED) }
+
+func (m *unixMapping) await(p unsafe.Pointer, n int64) { populate(p, n) }
 
 // stream gives the usual advice. With it Linux reads in large folios, the larger
 // the longer a loop goes on, and a page costs a quarter of the system's time;

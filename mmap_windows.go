@@ -156,15 +156,15 @@ func (m *windowsMapping) zero(p unsafe.Pointer, n int64) error {
 
 func (m *windowsMapping) resident(unsafe.Pointer, int64) (is, known bool) { return false, false }
 
-// prefetch: willNeed does not wait here.
-func (m *windowsMapping) prefetch(p unsafe.Pointer, n int64) { m.willNeed(p, n) }
+// await has nothing to call.
+func (m *windowsMapping) await(unsafe.Pointer, int64) {}
 
 func (m *windowsMapping) stream(unsafe.Pointer, int64, bool) bool { return false }
 
 // refresh is never called: files are not punched here.
 func (m *windowsMapping) refresh(unsafe.Pointer, int64, int64) error { return nil }
 
-func (m *windowsMapping) willNeed(p unsafe.Pointer, n int64) {
+func (m *windowsMapping) prefetch(p unsafe.Pointer, n int64) {
 	if procPrefetchVirtual.Find() != nil {
 		return
 	}

@@ -244,21 +244,21 @@ func (s *space) chunkEnd(off uint64) uint64 {
 	return uint64(first+n) << (s.shift + pageShift)
 }
 
-// willNeed reads the n bytes at off, which a loop is to look at, ahead of it.
-// Pages are mapped for random reads, so nothing else does.
-func (s *space) willNeed(off uint64, n int) {
-	if b := s.osPages(off, n); b != nil {
-		s.mapping.willNeed(unsafe.Pointer(unsafe.SliceData(b)), int64(len(b)))
-	}
-}
-
 // prefetch is prefetchRange of a page.
 func (s *space) prefetch(p pageNo) { s.prefetchRange(uint64(p)<<pageShift, pageSize) }
 
-// prefetchRange is willNeed without waiting for the disk.
+// prefetchRange is [mapping.prefetch] of the n bytes at off. Pages are mapped for
+// random reads, so nothing else reads ahead of a loop.
 func (s *space) prefetchRange(off uint64, n int) {
 	if b := s.osPages(off, n); b != nil {
 		s.mapping.prefetch(unsafe.Pointer(unsafe.SliceData(b)), int64(len(b)))
+	}
+}
+
+// await is [mapping.await] of the n bytes at off.
+func (s *space) await(off uint64, n int) {
+	if b := s.osPages(off, n); b != nil {
+		s.mapping.await(unsafe.Pointer(unsafe.SliceData(b)), int64(len(b)))
 	}
 }
 
