@@ -670,7 +670,8 @@ type moving struct {
 // movingEntries keeps room for those of a page.
 var movingEntries = sync.Pool{New: func() any { return new([]moving) }}
 
-// copyEntry adds what m moves from src to b, and says whether there was room.
+// copyEntry puts what m moves from src into b, where it is not yet, and says
+// whether there was room. The caller has touched b.
 func (l *layout) copyEntry(b *bucket, m moving, src *bucket) bool {
 	if l.kind == layoutSlotted {
 		return l.addSlotted(b, m.h, src[m.from:m.end])

@@ -280,6 +280,82 @@ func TestEMDictDamagedHeader(t *testing.T) {
 	}
 }
 
+// A page whose header and entries do not agree is not written anew: what moves would lose some of them.
+func TestEMDictUnsoundPage(t *testing.T) {
+	d := newDictFor[string, string](t, testOptions{})
+	entries := map[string]string{"long": strings.Repeat("l", 400), "": "", "a": "1", "b": "2", "c": "3"}
+	for k, v := range entries {
+		require.NoError(t, d.Set(k, v))
+	}
+	page := func(key string) *bucket {
+		h := d.d.hash([]byte(key))
+		b, err := d.d.page(d.d.table.Load().segment(h).bucket(h), 0)
+		require.NoError(t, err)
+		return b
+	}
+	var moves []moving
+	good := page("a")
+	require.NoError(t, d.d.moves(&moves, good))
+	require.Len(t, moves, len(entries))
+	long := 0
+	for _, m := range moves {
+		key, err := d.d.keyAt(good, int(m.slot))
+		require.NoError(t, err)
+		require.Equal(t, d.d.hash(key), m.h)
+		entry := string(good[m.from:m.end])
+		require.True(t, strings.HasSuffix(entry, string(key)+entries[string(key)]), "%q of %q", entry, key)
+		if string(key) == "long" {
+			long = int(m.from)
+		}
+	}
+	for name, harm := range map[string]func(b *bucket){
+		"count":    func(b *bucket) { b.setCount(len(entries) - 1) },
+		"groups":   func(b *bucket) { b.setGroups(0) },
+		"heap":     func(b *bucket) { b.setHeap(b.heap() + 1) },
+		"below":    func(b *bucket) { setEntryOffs(b, moves[:1], b.heap()-8) },
+		"low heap": func(b *bucket) { b.setHeap(bucketHeader) },
+		"overlaps": func(b *bucket) { setEntryOffs(b, moves, long) },
+		"end":      func(b *bucket) { setEntryOffs(b, moves[:1], pageSize-1) },
+	} {
+		bad := *good
+		harm(&bad)
+		require.ErrorIs(t, d.d.moves(new([]moving), &bad), ErrCorrupt, name)
+	}
+
+	good.setCount(len(entries) + 1)
+	var before bucket
+	var err error
+	for i := 0; err == nil && i < 1000; i++ {
+		before = *good
+		err = d.Set(fmt.Sprint("more ", i), strings.Repeat("x", 100))
+	}
+	require.ErrorIs(t, err, ErrCorrupt)
+	require.True(t, before == *good, "the page stays as it was")
+	for k, v := range entries {
+		got, ok, err := d.Get(k)
+		require.NoError(t, err)
+		require.True(t, ok && got == v, k)
+	}
+	good.setCount(good.count() - 1) // the arena is checked in the end
+
+	fixed := newDictFor[[16]byte, uint32](t, testOptions{})
+	require.NoError(t, fixed.Set([16]byte{1}, 1))
+	h := fixed.d.hash(make([]byte, 16))
+	b, err := fixed.d.page(fixed.d.table.Load().segment(h).bucket(h), 0)
+	require.NoError(t, err)
+	require.NoError(t, fixed.d.moves(&moves, b))
+	b.setCount(2)
+	require.ErrorIs(t, fixed.d.moves(&moves, b), ErrCorrupt)
+	b.setCount(1)
+}
+
+// setEntryOffs has slots begin at off.
+func setEntryOffs(b *bucket, slots []moving, off int) {
+	for _, m := range slots {
+		binary.LittleEndian.PutUint16(b[entryOffOff(int(m.slot)):], uint16(off))
+	}
+}
+
 // An entry is read as it was written, and one that does not lie in its page is
 // refused, wherever it begins and whatever its bytes.
 func TestEntryParts(t *testing.T) {

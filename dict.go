@@ -1043,7 +1043,7 @@ func (d *dict) moves(list *[]moving, b *bucket) error {
 		ms = append(ms, m)
 	}
 	*list = ms
-	if l.kind == layoutSlotted && (b.groups() != l.groupsOf(b) || !b.hasHeap(0) || size > pageSize-b.heap()) ||
+	if l.kind == layoutSlotted && (!b.hasHeap(0) || size > pageSize-b.heap()) ||
 		l.kind != layoutLines && len(ms) != b.count() {
 		return errUnsound
 	}

@@ -819,11 +819,11 @@ func (d *dict) mergeOnce(t *segmentTable, seg *segment, h uint64, head pageNo, b
 	from := [2]*bucket{&was, c} // c is another page, with a prefix of its own
 	var moves [2]*[]moving
 	for i := range from {
+		if l.words() {
+			break // spreadWords needs none
+		}
 		moves[i] = movingEntries.Get().(*[]moving)
 		defer movingEntries.Put(moves[i])
-		if l.words() {
-			continue // spreadWords needs none
-		}
 		if err := d.moves(moves[i], from[i]); err != nil {
 			return false, err
 		}
