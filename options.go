@@ -12,8 +12,9 @@ import (
 type Options struct {
 	// ReadOnly opens the file for reading, beside any number of other readers.
 	// Nothing on disk is changed, not even after a crash: the last commit is
-	// then put together in memory. Loops over lists that are not in memory cost the system
-	// less: where nothing is to be changed page by page, Linux reads in larger pieces.
+	// then put together in memory. Where Linux reads at least 1 MiB ahead (the disk's
+	// read_ahead_kb; 128 KiB is usual), loops over lists that are not in memory cost it less
+	// than in a file that is open for writing, as it reads larger pieces.
 	ReadOnly bool
 	// MustExist makes a missing file an error that matches [fs.ErrNotExist].
 	MustExist bool
