@@ -108,11 +108,29 @@ type osFS struct {
 
 func newOSFS(heap, far bool) fileSystem { return osFS{heap: heap, far: far} }
 
-// An osFile is a file of osFS. Reading, writing and truncating are os.File's
-// own: they retry interrupted calls and complete short writes.
+// An osFile is a file of osFS. It reads, writes and truncates by os.File's own
+// methods: they retry interrupted calls and complete short writes.
 type osFile struct {
 	*os.File
 	locked bool
+}
+
+// writeStep is the most bytes that go to the system in one call; calls meet at
+// multiples of it. File systems keep what one call writes in pages (folios) as
+// large as it, and ext4 looks at all blocks of one whenever a few bytes in it
+// are written: after 4 MiB at once, a later write of 4 KiB takes 5 times as long
+// as after this much, and half as long again if it is waited for.
+const writeStep = 64 << 10
+
+func (f *osFile) WriteAt(b []byte, off int64) (n int, err error) {
+	for n < len(b) && err == nil {
+		at := off + int64(n)
+		step := min(int64(len(b)-n), writeStep-at%writeStep)
+		var done int
+		done, err = f.File.WriteAt(b[n:][:step], at)
+		n += done
+	}
+	return n, err
 }
 
 func (osFS) Open(path string, flag int, mode fs.FileMode) (file, error) {
