@@ -640,7 +640,7 @@ func TestDefectWindowWithoutIndex(t *testing.T) {
 		}
 		assert.Equal(t, d.Len(), n, "after %s", op)
 	}
-	for pending < pick(0, 10_000, 3000) && !t.Failed() {
+	for pending < pick(0, 10_000, 4000) && !t.Failed() {
 		for range 700 {
 			require.NoError(t, d.Set(uint64(pending), uint64(pending)+1))
 			pending++

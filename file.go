@@ -48,6 +48,22 @@ type file interface {
 	Close() error
 }
 
+// writeInSteps is f.WriteAt in calls of at most step bytes that meet at multiples of
+// it. Linux keeps what one call writes in folios of up to its size, and ext4 goes through
+// all blocks of a folio for each few bytes that are written to it later: to write
+// 4 KiB and wait for the disk takes half as long again in folios of 4 MiB as in those
+// of 64 KiB.
+func writeInSteps(f file, b []byte, off, step int64) error {
+	for len(b) > 0 {
+		n := min(int64(len(b)), step-off%step)
+		if _, err := f.WriteAt(b[:n], off); err != nil {
+			return err
+		}
+		b, off = b[n:], off+n
+	}
+	return nil
+}
+
 // A fileSystem opens, names and removes files; tests substitute one that
 // records, loses and fails.
 type fileSystem interface {
@@ -108,29 +124,11 @@ type osFS struct {
 
 func newOSFS(heap, far bool) fileSystem { return osFS{heap: heap, far: far} }
 
-// An osFile is a file of osFS. It reads, writes and truncates by os.File's own
-// methods: they retry interrupted calls and complete short writes.
+// An osFile is a file of osFS. Reading, writing and truncating are os.File's
+// own: they retry interrupted calls and complete short writes.
 type osFile struct {
 	*os.File
 	locked bool
-}
-
-// writeStep is the most bytes that go to the system in one call; calls meet at
-// multiples of it. File systems keep what one call writes in pages (folios) as
-// large as it, and ext4 looks at all blocks of one whenever a few bytes in it
-// are written: after 4 MiB at once, a later write of 4 KiB takes 5 times as long
-// as after this much, and half as long again if it is waited for.
-const writeStep = 64 << 10
-
-func (f *osFile) WriteAt(b []byte, off int64) (n int, err error) {
-	for n < len(b) && err == nil {
-		at := off + int64(n)
-		step := min(int64(len(b)-n), writeStep-at%writeStep)
-		var done int
-		done, err = f.File.WriteAt(b[n:][:step], at)
-		n += done
-	}
-	return n, err
 }
 
 func (osFS) Open(path string, flag int, mode fs.FileMode) (file, error) {

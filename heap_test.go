@@ -24,6 +24,7 @@ type spyFS struct {
 	fileSystem
 	before    func(op, path string) error // may fail the call
 	after     func(op, path string)
+	wrote     func(path string, off, n int64)
 	network   string // pretended
 	reads     atomic.Int64
 	readBytes atomic.Int64
@@ -103,6 +104,9 @@ func (f *spyFile) ReadAt(b []byte, off int64) (int, error) {
 
 func (f *spyFile) WriteAt(b []byte, off int64) (n int, err error) {
 	err = f.s.call("write", f.path, func() error { n, err = f.file.WriteAt(b, off); return err })
+	if f.s.wrote != nil {
+		f.s.wrote(f.path, off, int64(n))
+	}
 	return n, err
 }
 

@@ -75,6 +75,8 @@ const (
 	copyBuffer  = 1 << 20
 	zeroStep    = 1 << 20 // how far zeros are written ahead of the records
 	minAreaSize = 256 << 10
+	logStep     = 64 << 10 // the most that one call writes to the log, see writeInSteps
+	applyPages  = 64       // that a checkpoint writes at once
 )
 
 // A redoLog is the open log of an arena. Its methods are called by one
@@ -124,7 +126,7 @@ func (l *redoLog) create(generation uint64) error {
 	if err := l.writeHeader(generation); err != nil {
 		return err
 	}
-	if _, err := l.f.WriteAt(make([]byte, minAreaSize), logHeader); err != nil {
+	if err := writeInSteps(l.f, make([]byte, minAreaSize), logHeader, logStep); err != nil {
 		return err
 	}
 	l.zeroed = logHeader + minAreaSize
@@ -180,7 +182,7 @@ func (l *redoLog) write(b []byte, at int64) error {
 	if l.aheadErr != nil {
 		return l.aheadErr
 	}
-	if _, err := l.f.WriteAt(b, l.tail+at); err != nil {
+	if err := writeInSteps(l.f, b, l.tail+at, logStep); err != nil {
 		return err
 	}
 	l.zeroed = max(l.zeroed, l.tail+at+int64(len(b)))
@@ -236,7 +238,7 @@ func (l *redoLog) writeAhead() {
 }
 
 func (l *redoLog) zeroAhead() error {
-	zeros := make([]byte, 64<<10)
+	zeros := make([]byte, logStep)
 	for n := 0; n < zeroStep; n += len(zeros) {
 		l.mu.Lock()
 		_, err := l.f.WriteAt(zeros, l.zeroed)
@@ -526,21 +528,43 @@ func (c *changes) read(at int64, n int) ([]byte, error) {
 	return c.window[at-c.at:][:n], nil
 }
 
-// apply writes the changed lines to the file, runs of lines at a time: exactly
-// what the log holds.
+// apply writes the changed pages to the file, neighbours at once. What it
+// changes there is exactly what the log holds: the rest of a page is written as
+// it was read. A file system that looks at more than a page for each write, as
+// ext4 does in the large folios that a bulk of fresh pages leaves, is asked less
+// often than by lines.
 func (c *changes) apply(main file) error {
-	return c.each(func(p pageNo, mask uint64, lines *page) error {
-		for m := mask; m != 0; {
-			first := bits.TrailingZeros64(m)
-			n := bits.TrailingZeros64(^(m >> first))
-			run := lines[first*lineSize : (first+n)*lineSize]
-			if _, err := main.WriteAt(run, int64(p)<<pageShift+int64(first)*lineSize); err != nil {
+	run := make([]byte, 0, min(len(c.list), applyPages)*pageSize)
+	var first pageNo
+	flush := func() error {
+		_, err := main.WriteAt(run, int64(first)<<pageShift)
+		run = run[:0]
+		return err
+	}
+	err := c.each(func(p pageNo, mask uint64, lines *page) error {
+		n := len(run)
+		if n == cap(run) || n > 0 && p != first+pageNo(n>>pageShift) {
+			if err := flush(); err != nil {
 				return err
 			}
-			m &^= allLines >> (64 - n) << first
+			n = 0
 		}
+		if n == 0 {
+			first = p
+		}
+		run = run[:n+pageSize]
+		if mask != allLines {
+			if err := readWhole(main, run[n:], int64(p)<<pageShift); err != nil {
+				return err
+			}
+		}
+		copyLines((*page)(run[n:]), lines, mask)
 		return nil
 	})
+	if err != nil || len(run) == 0 {
+		return err
+	}
+	return flush()
 }
 
 // readLog returns the records that a crash left for the state that h names:

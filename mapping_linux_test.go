@@ -1,7 +1,6 @@
 package emd
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -43,57 +42,6 @@ func TestChunkRefused(t *testing.T) {
 	}
 	_, err = writableChunk(m, 0, testChunk, testChunk)
 	assert.NoError(t, err)
-}
-
-// A write goes to the system in steps. What was written before one that fails is counted.
-func TestFileWritesInSteps(t *testing.T) {
-	path := filepath.Join(tempDir(t), "f")
-	f, content := patternFileAt(t, path, 8*writeStep)
-	calls := func() (n int) {
-		b, err := os.ReadFile("/proc/self/io")
-		require.NoError(t, err)
-		_, after, _ := strings.Cut(string(b), "syscw: ")
-		_, err = fmt.Sscan(after, &n)
-		require.NoError(t, err)
-		return n
-	}
-	for _, c := range []struct{ off, n, calls int }{
-		{0, 0, 0},
-		{5, 1, 1},
-		{0, writeStep, 1},
-		{1, writeStep - 1, 1},
-		{1, writeStep, 2},
-		{writeStep - 1, 2, 2},
-		{writeStep, 3 * writeStep, 3},
-		{3*writeStep - 4096, 4*writeStep + 8192, 6},
-	} {
-		part := content[c.off : c.off+c.n]
-		for i := range part {
-			part[i] ^= byte(i>>8 + c.n)
-		}
-		before := calls()
-		n, err := f.WriteAt(part, int64(c.off))
-		require.NoError(t, err)
-		assert.Equal(t, c.n, n)
-		assert.Equal(t, c.calls, calls()-before, "%d bytes at %d", c.n, c.off)
-	}
-	got := make([]byte, len(content))
-	require.NoError(t, readWhole(f, got, 0))
-	assert.True(t, bytes.Equal(content, got))
-
-	var old unix.Rlimit
-	require.NoError(t, unix.Getrlimit(unix.RLIMIT_FSIZE, &old))
-	lower := old
-	lower.Cur = 10 * writeStep
-	require.NoError(t, unix.Setrlimit(unix.RLIMIT_FSIZE, &lower))
-	n, err := f.WriteAt(make([]byte, 4*writeStep), 8*writeStep-1)
-	require.NoError(t, unix.Setrlimit(unix.RLIMIT_FSIZE, &old))
-	if err == nil { // qemu-user does not enforce the limit
-		assert.Equal(t, 4*writeStep, n)
-		return
-	}
-	assert.ErrorIs(t, err, unix.EFBIG)
-	assert.Equal(t, 2*writeStep+1, n)
 }
 
 // What of a file is in memory the kernel tells only those who own it or may write it; others hear that all is.
