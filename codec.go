@@ -89,6 +89,44 @@ func (c *typeCodec[T]) memory(v *T) (b []byte, is bool) {
 	return nil, false
 }
 
+// copied tells that a value is a copy of its encoding, or of the most of it. It
+// is what copy and keep are for.
+func (c *typeCodec[T]) copied() bool { return c.raw || c.form == stringForm || c.form == bytesForm }
+
+// copy sets *v to the value whose encoding is src. It is decode for memory that may
+// change meanwhile, and says no where decode has an error.
+func (c *typeCodec[T]) copy(v *T, src []byte) bool {
+	switch {
+	case c.raw:
+		return len(src) == c.size && copy(memoryOf(v), src) == c.size
+	case c.form == stringForm:
+		*asString(v) = string(src)
+		return true
+	default:
+		b, err := decodeBytes(src)
+		*asBytes(v) = b
+		return err == nil
+	}
+}
+
+// keep is copy where the value takes over src, which is nobody else's. It says
+// no where that cannot be.
+func (c *typeCodec[T]) keep(v *T, src []byte) bool {
+	switch c.form {
+	case stringForm:
+		*asString(v) = unsafe.String(unsafe.SliceData(src), len(src))
+		return true
+	case bytesForm:
+		n := len(src) - 1
+		if n < 0 || src[n] != 0 {
+			return false
+		}
+		*asBytes(v) = src[:n:n]
+		return true
+	}
+	return false
+}
+
 // A codecForm is one of the ways in which a typeCodec writes a value.
 type codecForm uint8
 

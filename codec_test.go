@@ -238,6 +238,18 @@ func checkEncoding[T any](t *testing.T, v T, want string) {
 	var back T
 	require.NoError(t, c.decode(&back, b), "%#v", v)
 	assert.Equal(t, v, back)
+	if c.copied() {
+		var copied, kept T
+		assert.True(t, c.copy(&copied, b))
+		assert.Equal(t, v, copied)
+		if own := bytes.Clone(b); c.keep(&kept, own) {
+			assert.Equal(t, v, kept)
+		} else {
+			assert.True(t, c.raw || len(b) == 0, "%#v", v)
+		}
+		clear(b)
+		assert.Equal(t, v, copied)
+	}
 }
 
 // All kinds of steps write what encoding/binary writes, and read it back.
@@ -453,6 +465,15 @@ func TestCodecDecodeCorrupt(t *testing.T) {
 	var b []byte
 	assert.ErrorIs(t, slice.decode(&b, []byte{1}), ErrCorrupt)
 	assert.ErrorIs(t, slice.decode(&b, []byte{0, 1}), ErrCorrupt)
+	for _, src := range [][]byte{{1}, {0, 1}} {
+		assert.False(t, slice.copy(&b, src))
+		assert.False(t, slice.keep(&b, src))
+	}
+	number, err := codecFor[uint32](nil)
+	require.NoError(t, err)
+	if number.raw {
+		assert.False(t, number.copy(new(uint32), []byte{1, 2, 3}))
+	}
 }
 
 // What decode returns is the caller's own.
@@ -462,13 +483,25 @@ func TestCodecDecodeKeepsNothing(t *testing.T) {
 	require.NoError(t, err)
 	blobs, err := codecFor[namedBytes](nil)
 	require.NoError(t, err)
-	var s string
-	var b namedBytes
+	var s, s2 string
+	var b, b2 namedBytes
 	require.NoError(t, strs.decode(&s, src))
 	require.NoError(t, blobs.decode(&b, src))
+	require.True(t, strs.copy(&s2, src))
+	require.True(t, blobs.copy(&b2, src))
 	clear(src)
-	assert.Equal(t, "text\x00", s)
+	assert.Equal(t, []string{"text\x00", "text\x00"}, []string{s, s2})
+	assert.Equal(t, []namedBytes{namedBytes("text"), namedBytes("text")}, []namedBytes{b, b2})
+}
+
+// What keep returns has no room for more: the byte behind it is part of the encoding.
+func TestCodecKeepHasNoRoom(t *testing.T) {
+	blobs, err := codecFor[namedBytes](nil)
+	require.NoError(t, err)
+	var b namedBytes
+	require.True(t, blobs.keep(&b, []byte("text\x00")))
 	assert.Equal(t, namedBytes("text"), b)
+	assert.Equal(t, 4, cap(b))
 }
 
 // The steps of a 32-bit machine, on any machine.

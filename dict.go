@@ -364,6 +364,12 @@ func (d *dict) hashWord(key uint64) uint64 { return d.hasher.word(key) & d.hashM
 
 // get appends the value of key to dst.
 func (d *dict) get(dst []byte, h uint64, key []byte) (val []byte, ok bool, err error) {
+	if lent, seg, s, is := d.peek(h, key); is != peekedNothing {
+		val = append(dst, lent...)
+		if seg.undisturbed(s) {
+			return val, is == peekedPresent, nil
+		}
+	}
 	err = d.read(h, func(t *segmentTable, seg *segment, s uint64) error {
 		b, i, err := d.search(t, seg, s, h, key)
 		val, ok = dst, b != nil
@@ -377,6 +383,9 @@ func (d *dict) get(dst []byte, h uint64, key []byte) (val []byte, ok bool, err e
 
 // contains says whether key is present.
 func (d *dict) contains(h uint64, key []byte) (ok bool, err error) {
+	if _, seg, s, is := d.peek(h, key); is != peekedNothing && seg.undisturbed(s) {
+		return is == peekedPresent, nil
+	}
 	err = d.read(h, func(t *segmentTable, seg *segment, s uint64) error {
 		b, _, err := d.search(t, seg, s, h, key)
 		ok = b != nil

@@ -180,7 +180,7 @@ func (d *EMDict[K, V]) get(k *K, v *V, ok *bool) (err error) {
 		*word, *ok, err = d.d.getWord(*(*uint64)(unsafe.Pointer(k)))
 		return err
 	}
-	if key, is := d.key.memory(k); is && (d.val.raw || d.val.form == stringForm) {
+	if key, is := d.key.memory(k); is && d.val.copied() {
 		h := d.d.hash(key)
 		if d.peek(h, key, v, ok) {
 			return nil
@@ -188,58 +188,54 @@ func (d *EMDict[K, V]) get(k *K, v *V, ok *bool) (err error) {
 		return d.getEncoded(nil, h, key, v, ok)
 	}
 	b := d.buffers()
-	defer d.pool.Put(b)
 	key, err := d.encodeKey(b, k)
-	if err != nil {
-		return err
+	if err == nil {
+		err = d.getEncoded(b, d.d.hash(key), key, v, ok)
 	}
-	return d.getEncoded(b, d.d.hash(key), key, v, ok)
+	d.pool.Put(b) // not deferred: if a codec panics, there is one less
+	return err
 }
 
-// peek is get where nothing is in the way, of values that are encoded as they
-// lie in memory. Otherwise it says no, and leaves *v and *ok zero.
+// peek is get where nothing is in the way, of values that are copied. Otherwise
+// it says no, and leaves *v and *ok zero.
 func (d *EMDict[K, V]) peek(h uint64, key []byte, v *V, ok *bool) bool {
 	val, seg, s, is := d.d.peek(h, key)
 	switch {
-	case is == peekedNothing || is == peekedPresent && d.val.raw && len(val) != d.val.size: // damage
-		return false
 	case is == peekedAbsent:
 		return seg.undisturbed(s)
-	case d.val.raw:
-		copy(memoryOf(v), val)
-	default:
-		*asString(v) = string(val)
+	case is == peekedPresent && d.val.copy(v, val) && seg.undisturbed(s):
+		*ok = true
+		return true
 	}
-	if *ok = seg.undisturbed(s); !*ok {
-		var none V
-		*v = none
-	}
-	return *ok
+	var none V
+	*v = none
+	return false
 }
 
 // getEncoded is get for the hash and the encoding of a key. *v and *ok are
-// zero. b may be nil for values that are encoded as they lie in memory.
+// zero. b may be nil for values that are copied.
 func (d *EMDict[K, V]) getEncoded(b *dictBuffers, h uint64, key []byte, v *V, ok *bool) (err error) {
 	if len(key) > maxKeySize {
 		return d.d.a.check(&d.d.handle)
 	}
-	switch {
-	case d.val.raw:
+	if d.val.raw {
 		return d.getRaw(h, key, v, ok)
-	case d.val.form == stringForm:
-		// The copy made under validation becomes the string.
-		text, found, err := d.d.get(nil, h, key)
-		*ok = found
-		*asString(v) = unsafe.String(unsafe.SliceData(text), len(text))
-		return err
-	default:
-		var found bool
-		b.val, found, err = d.d.get(b.val[:0], h, key)
-		if err == nil && found {
-			err = d.decodeValue(v, key, b.val)
-			*ok = err == nil
-		}
 	}
+	var val []byte
+	var found bool
+	if d.val.copied() {
+		val, found, err = d.d.get(nil, h, key)
+	} else {
+		b.val, found, err = d.d.get(b.val[:0], h, key)
+		val = b.val
+	}
+	if err != nil || !found {
+		return err
+	}
+	if !d.val.keep(v, val) {
+		err = d.decodeValue(v, key, val)
+	}
+	*ok = err == nil
 	return err
 }
 
@@ -259,16 +255,15 @@ func (d *EMDict[K, V]) Contains(k K) (bool, error) {
 		_, ok, err := d.d.getWord(*(*uint64)(unsafe.Pointer(&k)))
 		return ok, d.error("contains", err)
 	}
-	b := d.buffers()
-	defer d.pool.Put(b)
+	ok := false
+	b := d.keyBuffers()
 	key, err := d.encodeKey(b, &k)
 	if err == nil && len(key) > maxKeySize {
-		return false, d.error("contains", d.d.a.check(&d.d.handle))
-	}
-	ok := false
-	if err == nil {
+		err = d.d.a.check(&d.d.handle)
+	} else if err == nil {
 		ok, err = d.d.contains(d.d.hash(key), key)
 	}
+	d.giveBack(b)
 	return ok, d.error("contains", err)
 }
 
@@ -301,14 +296,14 @@ func (d *EMDict[K, V]) Delete(k K) (ok bool, err error) {
 		ok, err = d.d.deleteWord(*(*uint64)(unsafe.Pointer(&k)))
 		return ok, d.error("delete", err)
 	}
-	b := d.buffers()
-	defer d.pool.Put(b)
+	b := d.keyBuffers()
 	key, err := d.encodeKey(b, &k)
 	if err == nil && len(key) > maxKeySize {
 		err = d.d.writable()
 	} else if err == nil {
 		_, ok, err = d.d.change(changeRemove, d.d.hash(key), key, nil, nil, nil)
 	}
+	d.giveBack(b)
 	return ok, d.error("delete", err)
 }
 
@@ -402,17 +397,16 @@ func (d *EMDict[K, V]) Swap(k K, v V) (old V, ok bool, err error) {
 // change makes one change of one key.
 func (d *EMDict[K, V]) change(kind changeKind, k *K, v *V) (old V, was bool, err error) {
 	b := d.buffers()
-	defer d.pool.Put(b)
 	key, val, err := d.encodeEntry(b, k, v)
-	if err != nil {
-		return old, false, err
+	if err == nil {
+		b.old, was, err = d.d.change(kind, d.d.hash(key), key, val, b.old[:0], nil)
 	}
-	b.old, was, err = d.d.change(kind, d.d.hash(key), key, val, b.old[:0], nil)
-	if err != nil || !was || kind == changeSet {
-		return old, was, err
+	if was = was && err == nil; was && kind != changeSet {
+		err = d.decodeValue(&old, key, b.old)
+		was = err == nil
 	}
-	err = d.decodeValue(&old, key, b.old)
-	return old, err == nil, err
+	d.pool.Put(b)
+	return old, was, err
 }
 
 // Compute changes the value of k as fn decides. fn gets the present value,
@@ -727,9 +721,26 @@ func (b *dictBuffers) trim() {
 	}
 }
 
+// keyBuffers is buffers for a key alone: nil where keys are encoded as they lie
+// in memory.
+func (d *EMDict[K, V]) keyBuffers() *dictBuffers {
+	if d.key.raw || d.key.form == stringForm {
+		return nil
+	}
+	return d.buffers()
+}
+
+func (d *EMDict[K, V]) giveBack(b *dictBuffers) {
+	if b != nil {
+		d.pool.Put(b)
+	}
+}
+
 // encodeKey returns the encoding of k, in b or where k's bytes lie.
 func (d *EMDict[K, V]) encodeKey(b *dictBuffers, k *K) ([]byte, error) {
-	b.key = b.key[:0]
+	if b != nil {
+		b.key = b.key[:0]
+	}
 	return d.appendKey(b, k)
 }
 

@@ -1492,3 +1492,87 @@ func TestEMDictReadersSeeWholeWords(t *testing.T) {
 	wg.Wait()
 	require.NoError(t, d.Arena().verify())
 }
+
+// TestEMDictReadersSeeWholeValues stores values of which all bytes are alike and tell the length: readers never see
+// one with bytes of two, or another length, whatever way values of their type are read, and always find those that are
+// never deleted.
+func TestEMDictReadersSeeWholeValues(t *testing.T) {
+	fill := func(n int) []byte { return bytes.Repeat([]byte{byte(n)}, n) }
+	t.Run("bytes", func(t *testing.T) {
+		readersSeeWholeValues(t, fill, func(v []byte) bool { return bytes.Equal(v, fill(len(v))) })
+	})
+	t.Run("string", func(t *testing.T) {
+		readersSeeWholeValues(t, func(n int) string { return string(fill(n)) }, func(v string) bool { return v == string(fill(len(v))) })
+	})
+	type raw [40]byte
+	t.Run("raw", func(t *testing.T) {
+		readersSeeWholeValues(t, func(n int) raw { return raw(bytes.Repeat([]byte{byte(n)}, 40)) },
+			func(v raw) bool { return v == raw(bytes.Repeat(v[:1], 40)) })
+	})
+	type varied struct {
+		N int64
+		S string
+	}
+	t.Run("varied", func(t *testing.T) {
+		readersSeeWholeValues(t, func(n int) varied { return varied{int64(n), string(fill(n))} },
+			func(v varied) bool { return v.S == string(fill(int(v.N))) })
+	})
+}
+
+func readersSeeWholeValues[V any](t *testing.T, value func(n int) V, whole func(V) bool) {
+	d := newDictFor[string, V](t, testOptions{opts: Options{NoSync: true}})
+	keys := make([]string, 100)
+	for i := range keys {
+		keys[i] = fmt.Sprint("key ", i)
+		require.NoError(t, d.Set(keys[i], value(i)))
+	}
+	stays := func(i int) bool { return i%4 < 2 }
+	var done atomic.Bool
+	var wg sync.WaitGroup
+	for w := range uint64(2) {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(w, 0))
+			for !done.Load() {
+				i := r.IntN(len(keys)/2)*2 + int(w)
+				var err error
+				if !stays(i) && r.IntN(2) == 0 {
+					_, err = d.Delete(keys[i])
+				} else {
+					err = d.Set(keys[i], value(r.IntN(600)))
+				}
+				if !assert.NoError(t, err) {
+					return
+				}
+			}
+		})
+	}
+	wg.Go(func() {
+		defer done.Store(true)
+		vals, found := make([]V, len(keys)), make([]bool, len(keys))
+		for range pick(0, 1000, 200) {
+			fine := func(what string, i int, v V, ok bool) bool {
+				return assert.True(t, ok || !stays(i), "%s: %s is not there", what, keys[i]) &&
+					(!ok || assert.True(t, whole(v), "%s: %v", what, v))
+			}
+			for i, k := range keys {
+				v, ok, err := d.Get(k)
+				if !assert.NoError(t, err) || !fine("Get", i, v, ok) {
+					return
+				}
+				ok, err = d.Contains(k)
+				if !assert.NoError(t, err) || !fine("Contains", i, v, ok) {
+					return
+				}
+			}
+			_, err := d.GetMany(keys, vals, found)
+			assert.NoError(t, err)
+			for i, v := range vals {
+				if !fine("GetMany", i, v, found[i]) {
+					return
+				}
+			}
+		}
+	})
+	wg.Wait()
+	require.NoError(t, d.Arena().verify())
+}
