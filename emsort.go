@@ -67,7 +67,8 @@ type sorting[T any] struct {
 	h           holding
 	memory      int
 	scratch     *scratchFile
-	buf         []byte // for records
+	heads       []head[T] // of the parts that are being merged
+	buf         []byte    // for records
 }
 
 const maxListSortMemory = 256 << 20
@@ -241,44 +242,56 @@ func (s *sorting[T]) merge(parts []part) (part, error) {
 	}
 	width := int(s.e.l.width)
 	block := max(1, s.memory/(len(parts)+1)/width) * width
-	heads := make([]*head[T], len(parts))
+	s.heads = make([]head[T], len(parts))
+	first := make([]contender, len(parts))
 	for age, p := range parts {
-		heads[age] = &head[T]{part: p, age: age, buf: make([]byte, 0, min(int64(block), p.end-p.off))}
-		if err := heads[age].next(s); err != nil {
+		s.heads[age] = head[T]{part: p, buf: make([]byte, 0, min(int64(block), p.end-p.off))}
+		var err error
+		if first[age], err = s.next(age); err != nil {
 			return part{}, err
 		}
 	}
 	merged := part{off: s.scratch.size}
 	out := make([]byte, 0, block)
-	losers := s.play(heads)
-	for h := losers[0]; !h.ended; h = losers[0] {
+	losers := s.play(first)
+	for losers[0].age < len(parts) {
+		age := losers[0].age
 		out = out[:len(out)+width]
-		if storeSlot(out[len(out)-width:], h.slot); len(out)+width > cap(out) {
+		if storeSlot(out[len(out)-width:], s.heads[age].slot); len(out)+width > cap(out) {
 			if err := s.flush(&out); err != nil {
 				return part{}, err
 			}
 		}
-		if err := h.next(s); err != nil {
+		c, err := s.next(age)
+		if err != nil {
 			return part{}, err
 		}
-		s.replay(losers, h)
+		s.replay(losers, age, c)
 	}
 	err := s.flush(&out)
 	merged.end = s.scratch.size
 	return merged, err
 }
 
-// play finds the first of the heads in a tree of losers (Knuth, The Art of
+// A contender stands for the next element of a part that is being merged. Of two
+// the one with the lower key comes first, of equal ones the older, that
+// is the one of the earlier part.
+type contender struct {
+	key uint64 // of the element, if that is what is sorted by
+	age int    // number of the part; as many higher as there are parts at its end, with the highest key
+}
+
+// play finds the first of the contenders in a tree of losers (Knuth, The Art of
 // Computer Programming 3, 5.4.1): node i > 0 holds the one that comes later of
-// those who met there, nodes 2i and 2i+1 being below it and head i at the leaf
-// len(heads)+i; node 0 holds the first of all.
-func (s *sorting[T]) play(heads []*head[T]) (losers []*head[T]) {
-	n := len(heads)
-	losers, winners := make([]*head[T], n), make([]*head[T], 2*n)
-	copy(winners[n:], heads)
+// those who met there, nodes 2i and 2i+1 being below it and contender i at the leaf
+// n+i; node 0 holds the first of all.
+func (s *sorting[T]) play(all []contender) (losers []contender) {
+	n := len(all)
+	losers, winners := make([]contender, n), make([]contender, 2*n)
+	copy(winners[n:], all)
 	for i := n - 1; i > 0; i-- {
 		winners[i], losers[i] = winners[2*i], winners[2*i+1]
-		if s.before(losers[i], winners[i]) {
+		if s.before(losers[i], winners[i]) != 0 {
 			winners[i], losers[i] = losers[i], winners[i]
 		}
 	}
@@ -286,35 +299,29 @@ func (s *sorting[T]) play(heads []*head[T]) (losers []*head[T]) {
 	return losers
 }
 
-// replay is play after h, the first, has moved on.
-func (s *sorting[T]) replay(losers []*head[T], h *head[T]) {
-	for i := (len(losers) + h.age) / 2; i > 0; i /= 2 {
-		if s.before(losers[i], h) {
-			losers[i], h = h, losers[i]
+// replay is play after the first, of part age, has moved on to c. It has no
+// branches that depend on what comes first: half of them would be foreseen wrongly.
+func (s *sorting[T]) replay(losers []contender, age int, c contender) {
+	for i := (len(losers) + age) / 2; i > 0; i /= 2 {
+		other := losers[i]
+		swap := -s.before(other, c)
+		key, age := (other.key^c.key)&swap, (other.age^c.age)&int(swap)
+		losers[i] = contender{other.key ^ key, other.age ^ age}
+		c = contender{c.key ^ key, c.age ^ age}
+	}
+	losers[0] = c
+}
+
+// before returns 1 if a comes before b, else 0.
+func (s *sorting[T]) before(a, b contender) uint64 {
+	if s.key == nil && a.key == b.key && a.age < len(s.heads) {
+		if c := s.cmp(s.heads[a.age].value, s.heads[b.age].value); c != 0 {
+			return uint64(oneIf(c < 0))
 		}
 	}
-	losers[0] = h
-}
-
-// before says whether a comes before b.
-func (s *sorting[T]) before(a, b *head[T]) bool {
-	if a.key != b.key {
-		return a.key < b.key
-	}
-	return s.beforeEqual(a, b)
-}
-
-// beforeEqual is before for equal keys, or without keys: of equals the older
-// comes first, and those that have ended come last.
-func (s *sorting[T]) beforeEqual(a, b *head[T]) bool {
-	if a.ended || b.ended {
-		return !a.ended
-	}
-	c := 0
-	if s.key == nil {
-		c = s.cmp(a.value, b.value)
-	}
-	return c < 0 || c == 0 && a.age < b.age
+	_, less := bits.Sub64(uint64(a.age), uint64(b.age), 0)
+	_, less = bits.Sub64(a.key, b.key, less)
+	return less
 }
 
 func (s *sorting[T]) flush(out *[]byte) error {
@@ -329,28 +336,22 @@ func (s *sorting[T]) flush(out *[]byte) error {
 // A head is the next element of a part that is being merged.
 type head[T any] struct {
 	part  part // what is not in buf yet
-	age   int
 	buf   []byte
 	pos   int
 	slot  []byte
 	value T
-	key   uint64 // of value, if that is what is sorted by; the highest at the end
-	ended bool
 }
 
-// next moves on.
-func (h *head[T]) next(s *sorting[T]) (err error) {
+// next moves on in a part.
+func (s *sorting[T]) next(age int) (c contender, err error) {
+	h := &s.heads[age]
 	if h.pos == len(h.buf) {
 		if h.part.off == h.part.end {
-			h.ended = true
-			if s.key != nil {
-				h.key = math.MaxUint64
-			}
-			return nil
+			return contender{math.MaxUint64, age + len(s.heads)}, nil
 		}
 		size := min(int64(cap(h.buf)), h.part.end-h.part.off)
 		if h.buf, err = s.scratch.read(h.buf, h.part.off, int(size)); err != nil {
-			return err
+			return c, err
 		}
 		h.part.off += int64(len(h.buf))
 		h.pos = 0
@@ -361,12 +362,13 @@ func (h *head[T]) next(s *sorting[T]) (err error) {
 	if s.e.raw {
 		storeSlot(memoryOf(&h.value), h.slot)
 	} else if h.value, _, err = s.decode(0, h.slot); err != nil {
-		return err
+		return c, err
 	}
+	c.age = age
 	if s.key != nil {
-		h.key = s.key(h.value)
+		c.key = s.key(h.value)
 	}
-	return nil
+	return c, nil
 }
 
 // store makes the slots that read returns those of the list. It locks.
