@@ -164,14 +164,38 @@ func (e *EMList[T]) get(i int) (v T, err error) {
 	if e.raw && optimistic && e.l.tryRead(memoryOf(&v), i) {
 		return v, nil
 	}
-	s := newScratch()
-	defer s.done()
 	var el element
-	if el, err = e.l.get(s.b[:0], i); err == nil {
-		v, err = e.decode(i, el)
-		s.b = el.b
+	switch {
+	case e.tryLoad(&v, i):
+	case e.codec.copied() && !e.raw: // the copy made under validation becomes the element
+		if el, err = e.l.get(nil, i); err == nil && !e.codec.keep(&v, el.b) {
+			v, err = e.decode(i, el)
+		}
+	default:
+		s := newScratch()
+		defer s.done()
+		if el, err = e.l.get(s.b[:0], i); err == nil {
+			v, err = e.decode(i, el)
+			s.b = el.b
+		}
 	}
 	return v, e.l.result("get", err)
+}
+
+// tryLoad is get of a small plain type where nothing is in the way. Otherwise it
+// says no, and leaves *v zero.
+func (e *EMList[T]) tryLoad(v *T, i int) bool {
+	var slot [2 * lineSize]byte
+	n := e.codec.size
+	if !optimistic || e.codec.form != plainForm || e.raw || n == 0 || n > len(slot) || !e.l.tryRead(slot[:n], i) {
+		return false
+	}
+	if e.codec.load(v, slot[:n]) == nil {
+		return true
+	}
+	var zero T // damage, which get reports
+	*v = zero
+	return false
 }
 
 // decode returns element i. Its errors name the element.
