@@ -52,7 +52,7 @@ type file interface {
 // it. Linux keeps what one call writes in folios of up to its size, and ext4 goes through
 // all blocks of a folio for each few bytes that are written to it later: to write
 // 4 KiB and wait for the disk takes half as long again in folios of 4 MiB as in those
-// of 64 KiB.
+// of 16 KiB.
 func writeInSteps(f file, b []byte, off, step int64) error {
 	for len(b) > 0 {
 		n := min(int64(len(b)), step-off%step)

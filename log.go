@@ -75,7 +75,7 @@ const (
 	copyBuffer  = 1 << 20
 	zeroStep    = 1 << 20 // how far zeros are written ahead of the records
 	minAreaSize = 256 << 10
-	logStep     = 64 << 10 // the most that one call writes to the log, see writeInSteps
+	logStep     = 16 << 10 // the most that one call writes to the log, see writeInSteps
 	applyPages  = 64       // that a checkpoint writes at once
 )
 
@@ -474,8 +474,8 @@ type change struct {
 
 const changesWindow = 16 << 10
 
-// gather puts the changes of records in order. It takes 24 bytes of memory for
-// each entry.
+// gather puts the changes of records in order, those of a page as they follow
+// each other in the log. It takes 24 bytes of memory for each entry.
 func gather(log file, recs []record) (*changes, error) {
 	c := &changes{log: log}
 	for i := range recs {
@@ -487,7 +487,7 @@ func gather(log file, recs []record) (*changes, error) {
 			return nil, err
 		}
 	}
-	slices.SortStableFunc(c.list, func(x, y change) int { return cmp.Compare(x.page, y.page) })
+	slices.SortFunc(c.list, func(x, y change) int { return cmp.Or(cmp.Compare(x.page, y.page), cmp.Compare(x.at, y.at)) })
 	return c, nil
 }
 
@@ -513,13 +513,20 @@ func (c *changes) each(fn func(p pageNo, mask uint64, lines *page) error) error 
 	return nil
 }
 
-// read returns n bytes of the log, at most a page, until the next call.
+// read returns n bytes of the log, at most a page, until the next call. It reads
+// ahead where changes follow each other, as those of one record do; those of
+// many records lie anywhere.
 func (c *changes) read(at int64, n int) ([]byte, error) {
-	if c.window == nil || at < c.at || at+int64(n) > c.at+int64(len(c.window)) {
-		if c.window == nil {
-			c.window = make([]byte, 0, changesWindow)
+	if c.window == nil {
+		c.window = make([]byte, 0, changesWindow)
+	}
+	end := c.at + int64(len(c.window))
+	if at < c.at || at+int64(n) > end {
+		size := n
+		if at >= c.at && at <= end+pageSize {
+			size = changesWindow
 		}
-		got, err := c.log.ReadAt(c.window[:changesWindow], at)
+		got, err := c.log.ReadAt(c.window[:size], at)
 		if got < n {
 			return nil, cmp.Or(err, io.ErrUnexpectedEOF)
 		}

@@ -1,6 +1,10 @@
 package emd
 
 import (
+	"bytes"
+	"io"
+	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -92,4 +96,57 @@ func TestWriteSizes(t *testing.T) {
 	}
 	require.NoError(t, a.Check(t.Context(), nil))
 	require.NoError(t, a.Close())
+}
+
+// TestChangesRead reads a log as checkpoints do: changes of one record as they lie there, those of many in any order. The
+// bytes are right, and few more are read than needed, in few calls where they follow each other.
+func TestChangesRead(t *testing.T) {
+	const size = 1 << 20
+	r := rand.New(rand.NewPCG(1, 1))
+	content := make([]byte, size)
+	for i := range content {
+		content[i] = byte(r.Uint32())
+	}
+	spy := newSpyFS()
+	f, err := spy.Open(filepath.Join(tempDir(t), "log"), os.O_RDWR|os.O_CREATE, 0o600)
+	require.NoError(t, err)
+	defer f.Close()
+	_, err = f.WriteAt(content, 0)
+	require.NoError(t, err)
+
+	var offs []int64
+	for at := int64(entryHeader); at+lineSize <= size; at += lineSize + entryHeader {
+		offs = append(offs, at)
+	}
+	needed := int64(len(offs) * lineSize)
+	read := func() (calls, n int64) {
+		calls, n = spy.reads.Load(), spy.readBytes.Load()
+		c := &changes{log: f}
+		for _, at := range offs {
+			b, err := c.read(at, lineSize)
+			require.NoError(t, err)
+			require.True(t, bytes.Equal(content[at:][:lineSize], b), "at %d", at)
+		}
+		return spy.reads.Load() - calls, spy.readBytes.Load() - n
+	}
+	calls, n := read()
+	assert.Less(t, calls, int64(2*size/changesWindow))
+	assert.Less(t, n, needed*3/2)
+	r.Shuffle(len(offs), func(i, j int) { offs[i], offs[j] = offs[j], offs[i] })
+	_, n = read()
+	assert.Less(t, n, needed*3)
+
+	c := &changes{log: f}
+	for range 10_000 { // in every other order, of every size, up to the end
+		n := 1 + r.IntN(pageSize)
+		at := int64(r.IntN(size - n + 1))
+		if r.IntN(2) == 0 {
+			at = min(c.at+int64(r.IntN(2*changesWindow)), size-int64(n))
+		}
+		b, err := c.read(at, n)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(content[at:][:n], b), "%d bytes at %d", n, at)
+	}
+	_, err = c.read(size-1, 2)
+	assert.ErrorIs(t, err, io.EOF)
 }

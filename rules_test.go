@@ -293,7 +293,7 @@ var shownRules = []shownRule{
 	{generationRule, "default", "records of the past", ""},
 	{recordSumRule, "default", "appends", ""},
 	{headerSumRule, "default", "appends", "damage"},
-	{freshSumRule, "nosync", "with and without fresh space", ""},
+	{freshSumRule, "nosync", "fresh space", ""},
 	{freshSumNeedRule, "default", "fresh space, changed", ""},
 	{exactlyNeedRule, "default", "cut in recovery", ""},
 	{needCheckRule, "default", "one checkpoint", "damage"},
