@@ -1026,39 +1026,11 @@ func (c *wordColumn) put(i int, x uint64) {
 	c[0], c[2], c[4], c[6] = x1, x2, x3, x4
 }
 
-// cut takes slot i out, counted from 1: the last that is used, of that number,
-// moves there. Readers do not see what is between.
+// cut takes slot i out, counted from 1: the last that is used, of that number, moves there.
 func (l *wordLine) cut(i, last int) {
 	key, val := l.at(last)
-	l.vals().cut(i, last, val)
-	l.keys().cut(i, last, key)
-}
-
-// cut is put of x as the i-th, and then of 0 as the last.
-func (c *wordColumn) cut(i, last int, x uint64) {
-	x1, x2, x3, x4 := c[0], c[2], c[4], c[6]
-	if i == 1 {
-		x1 = x
-	}
-	if i == 2 {
-		x2 = x
-	}
-	if i == 3 {
-		x3 = x
-	}
-	if last == 1 {
-		x1 = 0
-	}
-	if last == 2 {
-		x2 = 0
-	}
-	if last == 3 {
-		x3 = 0
-	}
-	if last == 4 {
-		x4 = 0
-	}
-	c[0], c[2], c[4], c[6] = x1, x2, x3, x4
+	l.put(i, key, val)
+	l.put(last, 0, 0)
 }
 
 // used counts the slots with an entry: they are the first.

@@ -89,12 +89,15 @@ func (c *typeCodec[T]) memory(v *T) (b []byte, is bool) {
 	return nil, false
 }
 
-// copied tells that a value is a copy of its encoding, or of the most of it. It
-// is what copy and keep are for.
-func (c *typeCodec[T]) copied() bool { return c.raw || c.form == stringForm || c.form == bytesForm }
+// inMemory tells whether memory says yes.
+func (c *typeCodec[T]) inMemory() bool { return c.raw || c.form == stringForm }
 
-// copy sets *v to the value whose encoding is src. It is decode for memory that may
-// change meanwhile, and says no where decode has an error.
+// copied tells whether a value is made by copying its encoding: whether it is a
+// type for copy and keep.
+func (c *typeCodec[T]) copied() bool { return c.inMemory() || c.form == bytesForm }
+
+// copy is decode from memory that may change meanwhile. It says no where decode
+// has an error, and v does not escape.
 func (c *typeCodec[T]) copy(v *T, src []byte) bool {
 	switch {
 	case c.raw:

@@ -401,12 +401,11 @@ func (d *EMDict[K, V]) change(kind changeKind, k *K, v *V) (old V, was bool, err
 	if err == nil {
 		b.old, was, err = d.d.change(kind, d.d.hash(key), key, val, b.old[:0], nil)
 	}
-	if was = was && err == nil; was && kind != changeSet {
+	if err == nil && was && kind != changeSet {
 		err = d.decodeValue(&old, key, b.old)
-		was = err == nil
 	}
 	d.pool.Put(b)
-	return old, was, err
+	return old, was && err == nil, err
 }
 
 // Compute changes the value of k as fn decides. fn gets the present value,
@@ -724,7 +723,7 @@ func (b *dictBuffers) trim() {
 // keyBuffers is buffers for a key alone: nil where keys are encoded as they lie
 // in memory.
 func (d *EMDict[K, V]) keyBuffers() *dictBuffers {
-	if d.key.raw || d.key.form == stringForm {
+	if d.key.inMemory() {
 		return nil
 	}
 	return d.buffers()

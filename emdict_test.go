@@ -594,6 +594,12 @@ func TestEMDictCodecErrors(t *testing.T) {
 	var e *Error
 	require.ErrorAs(t, err, &e)
 	require.Equal(t, "d", e.Container)
+	_, ok, err = d.GetOrSet("b", "2")
+	require.ErrorIs(t, err, bad)
+	require.False(t, ok)
+	_, ok, err = d.Swap("b", "damaged")
+	require.ErrorIs(t, err, bad)
+	require.False(t, ok)
 	require.NoError(t, d.Err())
 	for range d.Keys() {
 	}

@@ -185,7 +185,7 @@ func (e *EMList[T]) get(i int) (v T, err error) {
 // tryLoad is get of a small plain type where nothing is in the way. Otherwise it
 // says no, and leaves *v zero.
 func (e *EMList[T]) tryLoad(v *T, i int) bool {
-	var slot [2 * lineSize]byte
+	var slot [128]byte
 	n := e.codec.size
 	if !optimistic || e.codec.form != plainForm || e.raw || n == 0 || n > len(slot) || !e.l.tryRead(slot[:n], i) {
 		return false

@@ -764,7 +764,7 @@ func (s *space) writeUnits(c *chunk, u, end pageNo) error {
 
 // freshStep is the most that one call writes of fresh pages, in bytes. In a folio
 // of that size Linux maps them as one huge page, and finding an address in
-// many pages takes much of a lookup: an eighth at 270 MB, a fifth at 600.
+// many pages takes a tenth to a quarter of a lookup, from 270 MB on.
 const freshStep = 2 << 20
 
 // writeFile writes the bytes of fresh pages of c, from in on, and notes their
