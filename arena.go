@@ -219,13 +219,20 @@ func (a *Arena) show(chunkSize int64, mark uint64, size int64, log file, recs []
 	if a.header.relaxed() && !a.opts.ReadOnly {
 		a.space, err = newSharedSpace(a.file, a.fs.MapShared(a.file), chunkSize, mark, size)
 	} else {
-		a.space, err = newSpace(a.file, a.fs.Map(a.file, !a.opts.ReadOnly || len(recs) > 0), chunkSize, mark, size, !a.opts.ReadOnly)
+		private := !a.opts.ReadOnly || len(recs) > 0
+		a.space, err = newSpace(a.file, a.fs.Map(a.file, private), chunkSize, mark, size, private)
 	}
 	if err != nil {
 		return err
 	}
 	a.space.whole = a.opts.FullPages
-	a.space.onShort = func() { a.status.Or(statusShort) }
+	a.space.onShort = func(short bool) {
+		if short {
+			a.status.Or(statusShort)
+		} else {
+			a.status.And(^uint32(statusShort))
+		}
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.space.close())
@@ -751,10 +758,42 @@ func (a *Arena) admitSlow(cost int64) error {
 	if err := a.writable(); err != nil {
 		return err
 	}
+	room := a.room(cost)
+	if room != nil && a.space.fresh.Load() > a.limit/4 {
+		if err := a.spillFresh(); err != nil {
+			return err
+		}
+		room = a.room(cost)
+	}
+	for ; room != nil; room = a.room(cost) {
+		if a.opts.NoAutoCommit || a.updater.Load() != 0 {
+			if err := a.checkpoint(); err != nil {
+				return err
+			}
+			return a.room(cost)
+		}
+		if a.turn.TryLock() {
+			err := a.ownCommit()
+			a.turn.Unlock()
+			if err != nil {
+				return err
+			}
+			if room = a.room(cost); errors.Is(room, ErrUpdateTooLarge) {
+				return nil // by this change alone
+			}
+			return room
+		}
+		// Somebody commits, or an Update has begun: look again.
+		time.Sleep(50 * time.Microsecond)
+	}
+	return nil
+}
+
+// room says whether a change may add cost bytes of private memory: ErrUpdateTooLarge,
+// unless a commit or checkpoint comes first, or ErrFull.
+func (a *Arena) room(cost int64) error {
 	if a.status.Load()&statusShort != 0 {
-		a.status.And(^uint32(statusShort)) // first: it may be given up again at once
 		if err := a.space.renewReserve(); err != nil {
-			a.status.Or(statusShort)
 			return err
 		}
 	}
@@ -763,30 +802,9 @@ func (a *Arena) admitSlow(cost int64) error {
 			return err
 		}
 	}
-	over := func() bool { return a.space.private.Load()+cost > a.limit }
-	if over() && a.space.fresh.Load() > a.limit/4 {
-		if err := a.spillFresh(); err != nil {
-			return err
-		}
-	}
-	for over() {
-		if a.opts.NoAutoCommit || a.updater.Load() != 0 {
-			if err := a.checkpoint(); err != nil {
-				return err
-			}
-			if over() {
-				return fmt.Errorf("%w: %d bytes are private, the change may need %d, the limit is %d",
-					ErrUpdateTooLarge, a.space.private.Load(), cost, a.limit)
-			}
-			return nil
-		}
-		if a.turn.TryLock() {
-			err := a.ownCommit()
-			a.turn.Unlock()
-			return err // what is over the limit now is this change alone
-		}
-		// Somebody commits, or an Update has begun: look again.
-		time.Sleep(50 * time.Microsecond)
+	if private := a.space.private.Load(); private+cost > a.limit {
+		return fmt.Errorf("%w: %d bytes are private, the change may need %d, the limit is %d",
+			ErrUpdateTooLarge, private, cost, a.limit)
 	}
 	return nil
 }

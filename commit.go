@@ -720,7 +720,7 @@ func sealCopy(log, main file, h *header, recs []record, whole bool) ([]record, e
 func (a *Arena) replay(log file, recs []record) error {
 	for i := range recs {
 		err := recs[i].eachEntry(log, func(e entry) error {
-			dst, err := a.space.own(e.page)
+			dst, err := a.space.writablePage(e.page)
 			if err == nil {
 				e.overlay(dst)
 			}

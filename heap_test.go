@@ -417,7 +417,8 @@ func TestUnmarkedStore(t *testing.T) {
 		require.NoError(t, a.verifyMemory())
 		found := 0
 		require.NoError(t, d.d.verify(func(p pageNo, _ uint32) error {
-			b := a.space.page(p)
+			b, err := a.space.writablePage(p)
+			require.NoError(t, err)
 			b[pageSize-1] ^= 1
 			if err := a.verifyMemory(); err != nil {
 				require.ErrorContains(t, err, "changed without a mark")

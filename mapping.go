@@ -24,33 +24,34 @@ type mapping interface {
 	// bytes are the file's, mapped private (copy on write), and the file is
 	// that long already; the rest is zero memory of the process. size and
 	// filed are multiples of 64 KiB. The address stays readable for the life of
-	// the process. If guarded, the filed bytes may be written only after own.
+	// the process. If guarded, it may be written only after own.
 	// ErrFull: no address space, or the kernel promises no memory.
 	chunk(off, size, filed int64) (p unsafe.Pointer, guarded bool, err error)
 
 	// own has the system promise memory for private copies of [p, p+n), which
-	// is guarded; from then on they may be written. It is not called again for them.
+	// is guarded; from then on they may be written. Parts that are not guarded stay as they are.
 	// ErrFull: there is none to promise, and the range stays as it was.
 	own(p unsafe.Pointer, n int64) error
 
 	// adopt replaces the memory [p, p+n) by a private mapping of the file at
 	// off, which holds the same bytes already, so that the kernel may evict
-	// them again.
-	adopt(p unsafe.Pointer, n, off int64) error
+	// them again. If guarded, the range is so from now on; else it is as guarded
+	// as it was. The same holds for show, drop and zero.
+	adopt(p unsafe.Pointer, n, off int64) (guarded bool, err error)
 
 	// show makes fresh memory at p show the bytes b, which the file holds at off:
 	// as adopt does, or where that keeps the memory, as a copy. It may not be
 	// written meanwhile; after an error it may be as it was.
-	show(p unsafe.Pointer, b []byte, off int64) error
+	show(p unsafe.Pointer, b []byte, off int64) (guarded bool, err error)
 
 	// drop gives back the private copies in [p, p+n), whose bytes equal the
 	// file's at off; but for the header slots and the page checksums, which
 	// nobody reads here: they may share a page of a machine with larger ones. The range was filed or adopted
 	// before.
-	drop(p unsafe.Pointer, n, off int64) error
+	drop(p unsafe.Pointer, n, off int64) (guarded bool, err error)
 
 	// zero replaces [p, p+n), of whatever kind, by zero memory of the process.
-	zero(p unsafe.Pointer, n int64) error
+	zero(p unsafe.Pointer, n int64) (guarded bool, err error)
 
 	// refresh makes [p, p+n), of which there are no private copies, show the
 	// file's bytes at off again, which have changed.

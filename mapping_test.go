@@ -22,9 +22,18 @@ const testChunk = 256 << 10
 func writableChunk(m mapping, off, size, filed int64) (unsafe.Pointer, error) {
 	p, guarded, err := m.chunk(off, size, filed)
 	if err == nil && guarded {
-		err = m.own(p, filed)
+		err = m.own(p, size)
 	}
 	return p, err
+}
+
+// remap has m adopt or drop a range, and owns it then.
+func remap(m mapping, fn func(p unsafe.Pointer, n, off int64) (bool, error), p unsafe.Pointer, n, off int64) error {
+	guarded, err := fn(p, n, off)
+	if err == nil && guarded {
+		err = m.own(p, n)
+	}
+	return err
 }
 
 // faults tells whether fn meets memory that it may not use.
@@ -113,7 +122,7 @@ func TestMappingAdoptDrop(t *testing.T) {
 		copy(fresh, content)
 		_, err = f.WriteAt(fresh, testChunk+64<<10)
 		require.NoError(t, err)
-		require.NoError(t, m.adopt(unsafe.Pointer(&fresh[0]), int64(len(fresh)), testChunk+64<<10))
+		require.NoError(t, remap(m, m.adopt, unsafe.Pointer(&fresh[0]), int64(len(fresh)), testChunk+64<<10))
 		assert.True(t, bytes.Equal(content[:64<<10], fresh), "adopted")
 
 		// Changed pages are written; then their copies may go.
@@ -123,7 +132,7 @@ func TestMappingAdoptDrop(t *testing.T) {
 			want := bytes.Clone(part)
 			_, err = f.WriteAt(part, testChunk+int64(off))
 			require.NoError(t, err)
-			require.NoError(t, m.drop(unsafe.Pointer(&part[0]), int64(len(part)), testChunk+int64(off)))
+			require.NoError(t, remap(m, m.drop, unsafe.Pointer(&part[0]), int64(len(part)), testChunk+int64(off)))
 			assert.True(t, bytes.Equal(want, part), "dropped at %d", off)
 			part[200]++ // private again
 			assert.NotEqual(t, want[200], part[200])
@@ -177,11 +186,11 @@ func TestHeapMappingFindsMissedStore(t *testing.T) {
 	m := newHeapMapping(f)
 	p, err := writableChunk(m, 0, testChunk, testChunk)
 	require.NoError(t, err)
-	require.NoError(t, m.drop(p, testChunk, 0))
+	require.NoError(t, remap(m, m.drop, p, testChunk, 0))
 	bytesAt(p, testChunk)[5*pageSize+7]++
-	require.NoError(t, m.drop(p, 5*pageSize, 0), "pages before it")
-	assert.PanicsWithValue(t, "emd: page 5 differs from the file", func() { _ = m.drop(p, testChunk, 0) })
-	assert.PanicsWithValue(t, "emd: page 5 differs from the file", func() { _ = m.adopt(p, testChunk, 0) })
+	require.NoError(t, remap(m, m.drop, p, 5*pageSize, 0), "pages before it")
+	assert.PanicsWithValue(t, "emd: page 5 differs from the file", func() { _, _ = m.drop(p, testChunk, 0) })
+	assert.PanicsWithValue(t, "emd: page 5 differs from the file", func() { _, _ = m.adopt(p, testChunk, 0) })
 }
 
 func TestMappingClose(t *testing.T) {

@@ -5,6 +5,7 @@ package emd
 import (
 	"bytes"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -23,8 +24,8 @@ var sink byte
 // What is written to the file shows in all pages without a copy of their own.
 func TestUnixMappingShowsFile(t *testing.T) {
 	for name, giveBack := range map[string]func(m mapping, p unsafe.Pointer) error{
-		"drop":  func(m mapping, p unsafe.Pointer) error { return m.drop(p, testChunk, 0) },
-		"adopt": func(m mapping, p unsafe.Pointer) error { return m.adopt(p, testChunk, 0) },
+		"drop":  func(m mapping, p unsafe.Pointer) error { return remap(m, m.drop, p, testChunk, 0) },
+		"adopt": func(m mapping, p unsafe.Pointer) error { return remap(m, m.adopt, p, testChunk, 0) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			f, content := patternFile(t, testChunk)
@@ -146,9 +147,9 @@ func TestUnixMappingLateReaders(t *testing.T) {
 		require.NoError(t, err)
 		current.Store((*byte)(p))
 		copy(bytesAt(p, testChunk), content)
-		require.NoError(t, m.adopt(p, testChunk, 0))
+		require.NoError(t, remap(m, m.adopt, p, testChunk, 0))
 		bytesAt(p, testChunk)[0] = content[0]
-		require.NoError(t, m.drop(p, testChunk, 0))
+		require.NoError(t, remap(m, m.drop, p, testChunk, 0))
 		require.NoError(t, m.close())
 	}
 	stop.Store(true)
@@ -272,7 +273,7 @@ func TestOwnedOnce(t *testing.T) {
 	}
 }
 
-// TestOwnedAreFew changes some pages, again after they were dropped: those and no others become writable, once.
+// TestOwnedAreFew changes some pages, again after they were dropped: those and no others become writable, once each time.
 func TestOwnedAreFew(t *testing.T) {
 	path := filepath.Join(tempDir(t), "owned.emd")
 	const n = 2000
@@ -294,12 +295,92 @@ func TestOwnedAreFew(t *testing.T) {
 		}
 		require.NoError(t, a.Sync())
 		require.NoError(t, a.checkpoint())
+		data := n / 2 * 1024 / osPageSize()
+		require.InDelta(t, data, len(fs.owned), float64(data)/10+5)
+		for p, n := range fs.owned {
+			require.Equal(t, 1, n, "page at %#x", p)
+		}
+		clear(fs.owned)
 	}
 	require.NoError(t, a.Close())
-	data := n / 2 * 1024 / osPageSize()
-	require.InDelta(t, data, len(fs.owned), float64(data)/10+5)
-	for p, n := range fs.owned {
-		require.Equal(t, 1, n, "page at %#x", p)
+}
+
+// widthsFS notes how many bytes become writable at once, and refuses more than most.
+type widthsFS struct {
+	fileSystem
+	most   int64
+	widths map[int64]int
+}
+
+type widthsMapping struct {
+	mapping
+	fs *widthsFS
+}
+
+func (w *widthsFS) Map(f file, written bool) mapping {
+	return &widthsMapping{w.fileSystem.Map(f, written), w}
+}
+
+func (m *widthsMapping) own(p unsafe.Pointer, n int64) error {
+	if n > m.fs.most {
+		return ErrFull
+	}
+	m.fs.widths[n]++
+	return m.mapping.own(p, n)
+}
+
+// TestOwnedInRanges changes pages that lie scattered: the more have, the more become writable at once, where there is memory for them; until all
+// are dropped but one.
+func TestOwnedInRanges(t *testing.T) {
+	const pages, many = 1 << 15, 40
+	f, _ := patternFile(t, 1)
+	require.NoError(t, f.Truncate(pages*pageSize))
+	for _, most := range []int64{64 << 20, 64 << 10} {
+		fs := &widthsFS{newOSFS(false, true), most, map[int64]int{}}
+		s, err := newSpace(f, fs.Map(f, true), 32<<20, pages, pages*pageSize, true)
+		require.NoError(t, err)
+		s.manyOwned = many
+		random := rand.New(rand.NewPCG(1, 2))
+		for range 2 {
+			for range 4000 {
+				p := pageNo(random.IntN(pages))
+				s.touch(p, 1)
+				s.page(p)[1]++
+			}
+			for n, times := range fs.widths {
+				require.Contains(t, []int64{int64(osPageSize()), 64 << 10, 1 << 20, 16 << 20}, n)
+				require.True(t, times <= 2*many || n < most && most == 64<<10, "%d times %d bytes", times, n)
+			}
+			if most == 64<<20 {
+				require.EqualValues(t, pages*pageSize, s.private.Load(), "all is writable")
+			} else {
+				require.Greater(t, fs.widths[int64(osPageSize())], many, "more is refused")
+			}
+			require.NotZero(t, fs.widths[min(most, 16<<20)])
+			clear(fs.widths)
+
+			const kept = 1600
+			s.touch(kept, 1)
+			s.page(kept)[1] = 7
+			require.NoError(t, s.eachDirty(0, pages, func(d dirtyPage) error {
+				if d.no != kept {
+					*d.word = 0
+				}
+				return nil
+			}))
+			s.sweep()
+			require.NoError(t, s.dropClean())
+			require.EqualValues(t, osPageSize(), s.private.Load())
+			require.Equal(t, 1, s.owning)
+			for p := range pageNo(pages) {
+				isKept := p>>s.osShift == kept>>s.osShift
+				c, in := s.chunkOf(uint64(p))
+				require.Equal(t, !isKept, c.guards[in>>6]>>(in&63)&1 != 0, "page %d is read-only", p)
+				require.True(t, isKept || s.page(p)[1] == 0, "page %d is dropped", p)
+			}
+			require.EqualValues(t, 7, s.page(kept)[1])
+		}
+		require.NoError(t, s.close())
 	}
 }
 

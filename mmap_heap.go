@@ -73,14 +73,14 @@ func heapRoom(n, limit int64) error {
 	return nil
 }
 
-func (m *heapMapping) show(p unsafe.Pointer, b []byte, off int64) error {
+func (m *heapMapping) show(p unsafe.Pointer, b []byte, off int64) (guarded bool, err error) {
 	copy(bytesAt(p, int64(len(b))), b)
 	return m.adopt(p, int64(len(b)), off)
 }
 
-func (m *heapMapping) adopt(p unsafe.Pointer, n, off int64) error {
+func (m *heapMapping) adopt(p unsafe.Pointer, n, off int64) (guarded bool, err error) {
 	if !m.check {
-		return nil
+		return false, nil
 	}
 	file := make([]byte, pageSize)
 	for i := int64(0); i < n; i += pageSize {
@@ -88,22 +88,22 @@ func (m *heapMapping) adopt(p unsafe.Pointer, n, off int64) error {
 			continue
 		}
 		if err := readWhole(m.f, file, off+i); err != nil {
-			return err
+			return false, err
 		}
 		if !bytes.Equal(file, bytesAt(unsafe.Add(p, i), pageSize)) {
 			panic(fmt.Sprintf("emd: page %d differs from the file", (off+i)/pageSize))
 		}
 	}
-	return nil
+	return false, nil
 }
 
-func (m *heapMapping) drop(p unsafe.Pointer, n, off int64) error {
+func (m *heapMapping) drop(p unsafe.Pointer, n, off int64) (guarded bool, err error) {
 	return m.adopt(p, n, off)
 }
 
-func (m *heapMapping) zero(p unsafe.Pointer, n int64) error {
+func (m *heapMapping) zero(p unsafe.Pointer, n int64) (guarded bool, err error) {
 	clear(bytesAt(p, n))
-	return nil
+	return false, nil
 }
 
 func (m *heapMapping) refresh(p unsafe.Pointer, n, off int64) error {

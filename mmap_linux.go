@@ -20,6 +20,17 @@ const noReserve = unix.MAP_NORESERVE
 // are larger the advice does no harm.
 const hugePage = 2 << 20
 
+// chargesMaps says whether private writable maps of files count in full against
+// a limit: the kernel's under strict overcommit, where MAP_NORESERVE is ignored, or the process's.
+func chargesMaps() bool {
+	mode, _ := os.ReadFile("/proc/sys/vm/overcommit_memory")
+	if strings.TrimSpace(string(mode)) == "2" {
+		return true
+	}
+	var data unix.Rlimit
+	return unix.Getrlimit(unix.RLIMIT_DATA, &data) == nil && data.Cur != unix.RLIM_INFINITY
+}
+
 // networkMagics names the network file systems by the number that statfs tells.
 // GlusterFS and sshfs are FUSE, which counts as local.
 var networkMagics = map[uint32]string{

@@ -5,6 +5,7 @@ package emd
 import (
 	"errors"
 	"io/fs"
+	"math"
 	"math/bits"
 	"os"
 	"runtime"
@@ -32,6 +33,9 @@ func newMapping(f *os.File, far bool, use mapUse) mapping {
 
 // wholeChunks says that a shared chunk must lie in the file as a whole.
 const wholeChunks = false
+
+// manyOwned is of no use: nothing is guarded.
+const manyOwned = math.MaxInt
 
 // addressLimit returns how much memory the program may take, as far as one can
 // know: of 4 GiB, which is all that WebAssembly and 32 bits can address, 63

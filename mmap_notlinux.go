@@ -15,6 +15,10 @@ import (
 // ignore it or reserve memory that a machine with swap has.
 const noReserve = 0
 
+// chargesMaps says whether private writable maps of files are charged: Solaris and
+// illumos reserve swap for them. Others do not, or show it by refusing one.
+func chargesMaps() bool { return runtime.GOOS == "solaris" || runtime.GOOS == "illumos" }
+
 func adviseFresh(unsafe.Pointer, int64) {}
 
 // invalidate makes what write calls wrote visible in a mapping that was just

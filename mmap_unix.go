@@ -8,6 +8,7 @@ import (
 	"math/bits"
 	"os"
 	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -29,14 +30,17 @@ var closedRanges addressPool
 
 // A unixMapping places chunks with MAP_FIXED into reserved address space.
 type unixMapping struct {
-	f      *os.File
-	shared bool
+	f   *os.File
+	use mapUse
 
 	// far places chunks out of order, each beside an inaccessible gap of its
-	// size, so that tests find code which takes chunks for neighbours. guard
-	// makes the file's pages in them read-only until own, as on Windows, so that
-	// tests find stores of which the space is not told.
-	far, guard bool
+	// size, so that tests find code which takes chunks for neighbours.
+	far bool
+
+	// guard has all mapped read-only until own: where private memory is charged
+	// when it is mapped, only what changes shall be. In tests it finds stores of
+	// which the space is not told.
+	guard atomic.Bool
 
 	tells  bool           // of which pages are in memory
 	deep   func() bool    // whether the system reads ahead far by itself
@@ -50,10 +54,15 @@ type unixMapping struct {
 // wholeChunks says that a shared chunk must lie in the file as a whole.
 const wholeChunks = false
 
+// manyOwned is how many ranges of one size become writable before larger ones do:
+// each may split a kernel mapping in three.
+const manyOwned = 4096
+
 // newMapping returns a mapping of f, with chunks far apart, and guarded, if far
 // is set.
 func newMapping(f *os.File, far bool, use mapUse) mapping {
-	m := &unixMapping{f: f, far: far, guard: far && use == mapPrivate, shared: use == mapShared, prot: unix.PROT_READ, step: firstStep}
+	m := &unixMapping{f: f, far: far, use: use, prot: unix.PROT_READ, step: firstStep}
+	m.guard.Store(use == mapPrivate && (far || chargesMaps()))
 	m.tells = use != mapToRead || isOwn(f)
 	m.deep = sync.OnceValue(func() bool { return readAhead(f) >= aheadSize })
 	if use != mapToRead {
@@ -67,25 +76,25 @@ func (m *unixMapping) chunk(off, size, filed int64) (p unsafe.Pointer, guarded b
 	if err != nil {
 		return nil, false, err
 	}
-	if m.shared {
+	if m.use == mapShared {
 		filed = size
 	}
 	if filed > 0 {
-		err = m.mapFile(p, filed, off)
-	}
-	if guarded = m.guard && filed > 0; guarded && err == nil {
-		err = mprotect(p, filed, unix.PROT_READ)
+		guarded, err = m.mapFile(p, filed, off)
 	}
 	if err == nil && filed < size {
-		err = mapMemory(unsafe.Add(p, filed), size-filed)
+		guarded, err = m.mapMemory(unsafe.Add(p, filed), size-filed)
 	}
 	if err != nil {
 		// A refused MAP_FIXED may leave a hole, which anything in the process may
 		// come to fill. Map nothing there again: forget the reservation.
 		m.room = addressRange{}
 		m.held = m.held[:len(m.held)-1]
-		return nil, false, fmt.Errorf("chunk of %d bytes, the first %d a writable map of the file: %w",
-			size, filed, full(err))
+		err = full(err)
+		if errors.Is(err, ErrFull) && m.use == mapPrivate && !m.guard.Swap(true) {
+			return m.chunk(off, size, filed)
+		}
+		return nil, false, fmt.Errorf("chunk of %d bytes, the first %d a map of the file: %w", size, filed, err)
 	}
 	m.chunks = append(m.chunks, addressRange{p, size})
 	return p, guarded, nil
@@ -93,7 +102,7 @@ func (m *unixMapping) chunk(off, size, filed int64) (p unsafe.Pointer, guarded b
 
 func (m *unixMapping) own(p unsafe.Pointer, n int64) error {
 	if err := mprotect(p, n, m.prot); err != nil {
-		return fmt.Errorf("make %d bytes of the file writable in memory: %w", n, full(err))
+		return fmt.Errorf("memory for private copies of %d bytes: %w", n, full(err))
 	}
 	return nil
 }
@@ -151,61 +160,74 @@ func reserve(want, least int64) (addressRange, error) {
 	}
 }
 
+// guarding returns how pages are mapped from now on, and whether they are guarded then.
+func (m *unixMapping) guarding() (prot int, guarded bool) {
+	if m.guard.Load() {
+		return unix.PROT_READ, true
+	}
+	return m.prot, false
+}
+
 // mapFile puts a mapping of the file at off over [p, p+n).
-func (m *unixMapping) mapFile(p unsafe.Pointer, n, off int64) error {
+func (m *unixMapping) mapFile(p unsafe.Pointer, n, off int64) (guarded bool, err error) {
+	prot, guarded := m.guarding()
 	flags := unix.MAP_PRIVATE | noReserve
-	if m.shared {
+	if m.use == mapShared {
 		flags = unix.MAP_SHARED
 	}
-	err := withFD(m.f, func(fd uintptr) error {
-		_, err := mmap(int(fd), off, p, n, m.prot, unix.MAP_FIXED|flags)
+	err = withFD(m.f, func(fd uintptr) error {
+		_, err := mmap(int(fd), off, p, n, prot, unix.MAP_FIXED|flags)
 		return err
 	})
 	if err != nil {
-		return err
+		return false, err
 	}
 	// Before the first touch: read-ahead fills the page cache with large folios,
 	// and a later write of one page then costs up to a hundred times more.
 	_ = madvise(p, n, unix.MADV_RANDOM)
-	return invalidate(p, n)
+	return guarded, invalidate(p, n)
 }
 
 // mapMemory puts zero memory over [p, p+n).
-func mapMemory(p unsafe.Pointer, n int64) error {
-	_, err := mmap(-1, 0, p, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_FIXED|noReserve)
+func (m *unixMapping) mapMemory(p unsafe.Pointer, n int64) (guarded bool, err error) {
+	prot, guarded := m.guarding()
+	_, err = mmap(-1, 0, p, n, prot, unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_FIXED|noReserve)
 	if err == nil {
 		adviseFresh(p, n)
 	}
-	return err
+	return guarded, err
 }
 
 // adopt replaces the mapping in one step: a reader sees the bytes before or the
 // same bytes after.
-func (m *unixMapping) adopt(p unsafe.Pointer, n, off int64) error {
-	if err := m.mapFile(p, n, off); err != nil {
-		return fmt.Errorf("map %d bytes of the file at %d: %w", n, off, full(err))
+func (m *unixMapping) adopt(p unsafe.Pointer, n, off int64) (guarded bool, err error) {
+	guarded, err = m.mapFile(p, n, off)
+	if err != nil {
+		return false, fmt.Errorf("map %d bytes of the file at %d: %w", n, off, full(err))
 	}
-	return nil
+	return guarded, nil
 }
 
-func (m *unixMapping) show(p unsafe.Pointer, b []byte, off int64) error {
+func (m *unixMapping) show(p unsafe.Pointer, b []byte, off int64) (guarded bool, err error) {
 	return m.adopt(p, int64(len(b)), off)
 }
 
 // drop maps the same range of the file anew where private copies cannot be
-// dropped otherwise: that works everywhere and costs about the same.
-func (m *unixMapping) drop(p unsafe.Pointer, n, off int64) error {
-	if dropCopies(p, n) == nil {
-		return nil
+// dropped otherwise: that works everywhere and costs about the same. It also takes
+// back the charge of pages that are guarded.
+func (m *unixMapping) drop(p unsafe.Pointer, n, off int64) (guarded bool, err error) {
+	if !m.guard.Load() && dropCopies(p, n) == nil {
+		return false, nil
 	}
 	return m.adopt(p, n, off)
 }
 
-func (m *unixMapping) zero(p unsafe.Pointer, n int64) error {
-	if err := mapMemory(p, n); err != nil {
-		return fmt.Errorf("map %d bytes of memory: %w", n, full(err))
+func (m *unixMapping) zero(p unsafe.Pointer, n int64) (guarded bool, err error) {
+	guarded, err = m.mapMemory(p, n)
+	if err != nil {
+		return false, fmt.Errorf("map %d bytes of memory: %w", n, full(err))
 	}
-	return nil
+	return guarded, nil
 }
 
 func (m *unixMapping) refresh(p unsafe.Pointer, n, _ int64) error { return invalidate(p, n) }

@@ -3,6 +3,7 @@ package emd
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 	"strings"
@@ -71,6 +72,9 @@ func newMapping(f *os.File, far bool, use mapUse) mapping {
 // views must.
 const wholeChunks = true
 
+// manyOwned has no limit to keep: VirtualProtect splits no view.
+const manyOwned = math.MaxInt
+
 func (m *windowsMapping) chunk(off, size, filed int64) (p unsafe.Pointer, guarded bool, err error) {
 	view := filed == size || m.use == mapShared
 	guarded = view && m.use == mapPrivate && ownsPages()
@@ -138,20 +142,24 @@ func (m *windowsMapping) readChunk(off, size, filed int64) (unsafe.Pointer, erro
 // adopt keeps the memory: it holds the file's bytes already, so it is correct
 // as it is. Only the OS gets nothing back to evict, and no mapping can be put in
 // its place without a moment in which the range is not readable.
-func (m *windowsMapping) adopt(unsafe.Pointer, int64, int64) error { return nil }
+func (m *windowsMapping) adopt(unsafe.Pointer, int64, int64) (guarded bool, err error) {
+	return false, nil
+}
 
-func (m *windowsMapping) show(p unsafe.Pointer, b []byte, _ int64) error {
+func (m *windowsMapping) show(p unsafe.Pointer, b []byte, _ int64) (guarded bool, err error) {
 	copy(bytesAt(p, int64(len(b))), b)
-	return nil
+	return false, nil
 }
 
 // drop keeps the private copies, for the same reasons.
-func (m *windowsMapping) drop(unsafe.Pointer, int64, int64) error { return nil }
+func (m *windowsMapping) drop(unsafe.Pointer, int64, int64) (guarded bool, err error) {
+	return false, nil
+}
 
 // zero clears the memory: a chunk that holds fresh space is never a view.
-func (m *windowsMapping) zero(p unsafe.Pointer, n int64) error {
+func (m *windowsMapping) zero(p unsafe.Pointer, n int64) (guarded bool, err error) {
 	clear(bytesAt(p, n))
-	return nil
+	return false, nil
 }
 
 func (m *windowsMapping) resident(unsafe.Pointer, int64) (is, known bool) { return false, false }

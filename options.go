@@ -29,6 +29,9 @@ type Options struct {
 	// cgroup's limit, at most 1 GiB. Less than 1 MiB counts as 1 MiB. Pages of
 	// the file, 4 KiB, are counted: where the machine's are larger, scattered
 	// changes may take as many times more, and the default is as many times less.
+	// Where the system charges a private map of a file in full (strict overcommit, a
+	// limit of data), memory is taken for ranges of it before they change: a page,
+	// and the more have been taken the larger ones, to 16 MiB. All of a range counts.
 	DirtyLimit int64
 	// NoAutoCommit makes a change that would pass DirtyLimit fail with
 	// [ErrUpdateTooLarge] instead of committing what is pending.
@@ -73,7 +76,7 @@ type Options struct {
 	// the file's identity, at random; otherwise both follow from it, so that
 	// equal operations of one goroutine, with equal DirtyLimit and LogLimit, make
 	// equal files on all machines; but for what is left in free space where the file
-	// system cannot take it back. A seed that others know lets them choose keys that
+	// system cannot take it back, and where memory is taken for ranges. A seed that others know lets them choose keys that
 	// collide.
 	HashSeed uint64
 	// Logger is told of recovery, checkpoints, the library's own commits and

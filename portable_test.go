@@ -54,6 +54,7 @@ func (o testOptions) write(t *testing.T, operate func(a *Arena)) []byte {
 	path := filepath.Join(tempDir(t), "portable.emd")
 	a, err := openWith(path, &o.opts, o.internalOptions)
 	require.NoError(t, err)
+	a.space.manyOwned = math.MaxInt // see Options.HashSeed
 	operate(a)
 	require.NoError(t, a.verify())
 	require.NoError(t, a.Close())

@@ -433,7 +433,7 @@ func (s *salvager) show(size int64, log file, recs []record) (err error) {
 	defer catchFault(&err, debug.SetPanicOnFault(true))
 	a.seed = a.header.seed
 	border := s.limit &^ (unitPages - 1) // what lies behind is read into memory
-	a.space, err = newSpace(a.file, a.fs.Map(a.file, true), s.in.chunkSize, border, size, false)
+	a.space, err = newSpace(a.file, a.fs.Map(a.file, true), s.in.chunkSize, border, size, true)
 	if err != nil {
 		return err
 	}
@@ -446,7 +446,11 @@ func (s *salvager) show(size int64, log file, recs []record) (err error) {
 		return err
 	}
 	for p := border; p < s.limit; p++ {
-		if err := readWhole(a.file, a.space.page(pageNo(p))[:], int64(p)<<pageShift); err != nil {
+		dst, err := a.space.writablePage(pageNo(p))
+		if err == nil {
+			err = readWhole(a.file, dst[:], int64(p)<<pageShift)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -455,7 +459,7 @@ func (s *salvager) show(size int64, log file, recs []record) (err error) {
 			if uint64(e.page) >= s.limit {
 				return nil
 			}
-			dst, err := a.space.own(e.page)
+			dst, err := a.space.writablePage(e.page)
 			if err == nil {
 				e.overlay(dst)
 			}

@@ -1075,30 +1075,30 @@ func (m *simMapping) close() error {
 	return m.heapMapping.close()
 }
 
-func (m *simMapping) adopt(p unsafe.Pointer, n, off int64) error {
+func (m *simMapping) adopt(p unsafe.Pointer, n, off int64) (guarded bool, err error) {
 	if err := m.ask("adopt"); err != nil {
-		return err
+		return false, err
 	}
 	return m.heapMapping.adopt(p, n, off)
 }
 
-func (m *simMapping) show(p unsafe.Pointer, b []byte, off int64) error {
+func (m *simMapping) show(p unsafe.Pointer, b []byte, off int64) (guarded bool, err error) {
 	if err := m.ask("show"); err != nil {
-		return err
+		return false, err
 	}
 	return m.heapMapping.show(p, b, off)
 }
 
-func (m *simMapping) drop(p unsafe.Pointer, n, off int64) error {
+func (m *simMapping) drop(p unsafe.Pointer, n, off int64) (guarded bool, err error) {
 	if err := m.ask("drop"); err != nil {
-		return err
+		return false, err
 	}
 	return m.heapMapping.drop(p, n, off)
 }
 
-func (m *simMapping) zero(p unsafe.Pointer, n int64) error {
+func (m *simMapping) zero(p unsafe.Pointer, n int64) (guarded bool, err error) {
 	if err := m.ask("zero"); err != nil {
-		return err
+		return false, err
 	}
 	return m.heapMapping.zero(p, n)
 }

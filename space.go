@@ -63,9 +63,11 @@ type space struct {
 	mask    pageNo         // pages of a slot - 1
 	osShift uint8          // log2 of the file pages in a page of the machine
 	whole   bool           // Options.FullPages: mark whole pages
-	tables  bool           // keep dirty lines: false for a read-only or relaxed arena
+	tables  bool           // keep dirty lines: the mapping is private
 	shared  bool           // see relaxed.go
-	marked  []uint64       // if shared, the dirty map of every chunk: all is marked
+
+	manyOwned int      // see width
+	marked    []uint64 // if shared, the dirty map of every chunk: all is marked
 
 	// border is the first fresh page. It moves inside the closed gate only.
 	border atomic.Uint64
@@ -79,10 +81,11 @@ type space struct {
 	mu       sync.Mutex
 	dirty    []*chunk // chunks with dirty lines, in the order of their first
 	fileSize int64
-	ensured  int    // chunks that are mapped, or will be at their first use
-	mapErr   error  // why a chunk could not be mapped
-	reserve  []byte // see reserveSize
-	onShort  func() // called when it is given up
+	ensured  int              // chunks that are mapped, or will be at their first use
+	mapErr   error            // why a chunk could not be mapped
+	owning   int              // ranges of guarded pages that became writable, about
+	reserve  []byte           // see reserveSize
+	onShort  func(short bool) // called when it is given up, and when there is one again
 }
 
 // A chunkTable finds the memory of a page with one load. It is replaced, not
@@ -115,17 +118,18 @@ type chunk struct {
 	lines  []uint64    // a word for each page, a bit for each changed line
 	groups []uint64    // a bit for each 64 pages: one of them has changed lines
 	owned  []uint64    // a bit for each page: memory has a copy of its own
-	guards []uint64    // a bit for each page that is read-only until it is owned; nil: none is
+	guards []uint64    // a bit for each page that is read-only until it is owned
 	sums   []uint32    // of each fresh page: the checksum of what the file has there
 	listed atomic.Bool // in space.dirty
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// newSpace shows file, of which border pages are committed.
-func newSpace(f file, m mapping, chunkSize int64, border uint64, fileSize int64, writable bool) (*space, error) {
+// newSpace shows file, of which border pages are committed. Unless private, nothing
+// is stored to its memory.
+func newSpace(f file, m mapping, chunkSize int64, border uint64, fileSize int64, private bool) (*space, error) {
 	s := makeSpace(f, m, chunkSize, fileSize)
-	s.tables = writable
+	s.tables = private
 	s.border.Store(border)
 	return s, s.open(border)
 }
@@ -137,10 +141,11 @@ func makeSpace(f file, m mapping, chunkSize, fileSize int64) *space {
 	}
 	s := &space{
 		file: f, mapping: m, fileSize: fileSize,
-		shift:   uint8(bits.TrailingZeros64(uint64(slot)) - pageShift),
-		grow:    uint8(bits.TrailingZeros64(uint64(chunkSize / slot))),
-		osShift: uint8(max(0, bits.TrailingZeros(uint(osPageSize()))-pageShift)),
-		onShort: func() {},
+		shift:     uint8(bits.TrailingZeros64(uint64(slot)) - pageShift),
+		grow:      uint8(bits.TrailingZeros64(uint64(chunkSize / slot))),
+		osShift:   uint8(max(0, bits.TrailingZeros(uint(osPageSize()))-pageShift)),
+		manyOwned: manyOwned,
+		onShort:   func(bool) {},
 	}
 	s.mask = 1<<s.shift - 1
 	s.table.Store(&chunkTable{})
@@ -329,16 +334,16 @@ func (s *space) mapChunk(i int) error {
 		return err
 	}
 	c := &chunk{first: pageNo(first) << s.shift, pages: pageNo(n) << s.shift, mem: mem}
-	if guarded {
-		if err := s.keepReserve(); err != nil {
-			return err
-		}
-		c.guard(pageNo(filed >> pageShift))
-	}
 	if s.tables {
 		if err := c.makeTables(int(c.pages)); err != nil {
 			return err
 		}
+	}
+	if guarded {
+		if err := s.keepReserve(); err != nil {
+			return err
+		}
+		c.guard(0, c.pages)
 	}
 	for k := range n {
 		if s.tables {
@@ -414,14 +419,18 @@ func (s *space) inTable(p pageNo) *page {
 func (c *chunk) makeTables(pages int) error {
 	words := func(bits int) int { return (bits + 63) / 64 }
 	groups, owned := words(words(pages)), words(pages)
-	table, err := allocTable((pages+groups+owned)*8 + pages*4)
+	table, err := allocTable((pages+groups+2*owned)*8 + pages*4)
 	if err != nil {
 		return err
 	}
 	c.table = table
-	all := unsafe.Slice((*uint64)(unsafe.Pointer(&table[0])), pages+groups+owned)
-	c.lines, c.groups, c.owned = all[:pages:pages], all[pages:pages+groups:pages+groups], all[pages+groups:]
+	all := unsafe.Slice((*uint64)(unsafe.Pointer(&table[0])), pages+groups+2*owned)
 	c.sums = unsafe.Slice((*uint32)(unsafe.Pointer(&table[len(all)*8])), pages)
+	cut := func(n int) (words []uint64) {
+		words, all = all[:n:n], all[n:]
+		return words
+	}
+	c.lines, c.groups, c.owned, c.guards = cut(pages), cut(groups), cut(owned), cut(owned)
 	return nil
 }
 
@@ -553,60 +562,113 @@ func (s *space) touchSlow(p pageNo, lines uint64) {
 			s.mu.Unlock()
 		}
 	}
-	bit := uint64(1) << (in & 63)
-	if owned := &c.owned[in>>6]; atomic.LoadUint64(owned)&bit == 0 && atomic.OrUint64(owned, bit)&bit == 0 {
-		s.private.Add(pageSize)
-		if isFresh {
-			s.fresh.Add(pageSize)
-		}
+	s.own(c, in>>6, 1<<(in&63))
+}
+
+// own counts pages as private: those of a word of c.owned that are set in pages.
+func (s *space) own(c *chunk, word pageNo, pages uint64) {
+	owned := &c.owned[word]
+	if atomic.LoadUint64(owned)&pages == pages {
+		return
+	}
+	pages &^= atomic.OrUint64(owned, pages)
+	s.private.Add(int64(bits.OnesCount64(pages)) * pageSize)
+	logged := int64(s.border.Load()) - int64(c.first) - int64(word)*64
+	if fresh := pages & (allLines << max(0, logged)); fresh != 0 {
+		s.fresh.Add(int64(bits.OnesCount64(fresh)) * pageSize)
 	}
 }
 
-// Where a system charges a private map of a file in full against the memory that
-// it can promise, it is guarded: mapped read-only, and a page becomes writable
-// before it is first stored to. Then memory can run out in the middle of a
+// Where a system charges private memory in full against what it can promise, when that
+// is mapped, chunks are guarded: mapped read-only, and pages become writable
+// before they are first stored to. Then memory can run out in the middle of a
 // change. So the space keeps a reserve of promised memory, which it gives up for
 // the changes that have begun; others are not admitted until it has one again,
 // nor is one that may need more than the reserve, unless so much can be had.
 const reserveSize = 16 << 20
 
-// guard marks the first n pages of c as read-only.
-func (c *chunk) guard(n pageNo) {
-	c.guards = make([]uint64, (c.pages+63)/64)
-	for i := range n {
-		c.guards[i>>6] |= 1 << (i & 63)
+// guard marks the pages [in, in+n) of c as read-only.
+func (c *chunk) guard(in, n pageNo) {
+	eachWord(in, in+n, func(word pageNo, pages uint64) { atomic.OrUint64(&c.guards[word], pages) })
+}
+
+// eachWord calls fn for the words of a map of pages that [from, to) lies in, with
+// the bits of these pages.
+func eachWord(from, to pageNo, fn func(word pageNo, pages uint64)) {
+	for i := from; i < to; {
+		count := min(64-i&63, to-i)
+		fn(i>>6, allLines>>(64-count)<<(i&63))
+		i += count
 	}
 }
 
 // unguard lets page in of c be stored to. ErrFull: there is no memory for it, not
 // even the reserve's.
 func (s *space) unguard(c *chunk, in pageNo) error {
-	if c.guards == nil || atomic.LoadUint64(&c.guards[in>>6])>>(in&63)&1 == 0 {
+	if atomic.LoadUint64(&c.guards[in>>6])>>(in&63)&1 == 0 {
 		return nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := pageNo(1) << s.osShift
-	in &^= n - 1
 	if c.guards[in>>6]>>(in&63)&1 == 0 {
 		return nil
 	}
-	p, size := unsafe.Add(c.mem, uintptr(in)<<pageShift), int64(n)<<pageShift
-	err := s.mapping.own(p, size)
+	least := pageNo(1) << s.osShift
+	n := max(least, s.width())
+	err := s.unguardRange(c, in, n)
+	if err != nil && n > least {
+		err = s.unguardRange(c, in, least)
+	}
 	if err != nil && s.reserve != nil {
 		freeTable(s.reserve)
 		s.reserve = nil
-		s.onShort()
-		err = s.mapping.own(p, size)
-	}
-	if err == nil {
-		atomic.AndUint64(&c.guards[in>>6], ^((1<<n - 1) << (in & 63)))
+		s.onShort(true)
+		err = s.unguardRange(c, in, least)
 	}
 	return err
 }
 
-// own returns a page for a store of which the dirty map is not told.
-func (s *space) own(p pageNo) (*page, error) {
+// width returns how many pages become writable at once: the more, the more ranges
+// did, as each may take two kernel mappings more, of which there is a limit.
+func (s *space) width() pageNo {
+	const most = 16 << 20 >> pageShift
+	w := pageNo(1)
+	for n := s.owning; n >= s.manyOwned && w < most; n -= s.manyOwned {
+		w *= 16
+	}
+	return w
+}
+
+// unguardRange lets the n pages around page in of c be stored to. All of them are
+// private then, as the system counts.
+func (s *space) unguardRange(c *chunk, in, n pageNo) error {
+	in &^= n - 1
+	n = min(n, c.pages-in)
+	if err := s.mapping.own(unsafe.Add(c.mem, uintptr(in)<<pageShift), int64(n)<<pageShift); err != nil {
+		return err
+	}
+	s.owning++
+	eachWord(in, in+n, func(word pageNo, pages uint64) {
+		s.own(c, word, pages&atomic.LoadUint64(&c.guards[word]))
+		atomic.AndUint64(&c.guards[word], ^pages)
+	})
+	return nil
+}
+
+// remap has fn map the pages [in, in+n) of c anew, which may be guarded then.
+func (s *space) remap(c *chunk, in, n pageNo, fn func(p unsafe.Pointer, n, off int64) (guarded bool, err error)) error {
+	at := int64(in) << pageShift
+	s.mu.Lock()
+	defer s.mu.Unlock() // see unguard
+	guarded, err := fn(unsafe.Add(c.mem, at), int64(n)<<pageShift, int64(c.first)<<pageShift+at)
+	if err == nil && guarded {
+		c.guard(in, n)
+	}
+	return err
+}
+
+// writablePage returns a page for a store of which the dirty map is not told.
+func (s *space) writablePage(p pageNo) (*page, error) {
 	c, in := s.chunkOf(uint64(p))
 	return s.page(p), s.unguard(c, in)
 }
@@ -623,7 +685,11 @@ func (s *space) keepReserve() (err error) {
 func (s *space) renewReserve() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.keepReserve()
+	err := s.keepReserve()
+	if err == nil {
+		s.onShort(false)
+	}
+	return err
 }
 
 // spare says whether guarded pages of n bytes could become writable now: ErrFull if not.
@@ -748,17 +814,15 @@ func (s *space) writeFreshChunk(c *chunk, in, n pageNo) error {
 // writeUnits writes the units [u, end) of c. Pages of them that did not
 // change are written too: they hold what the file holds.
 func (s *space) writeUnits(c *chunk, u, end pageNo) error {
-	off := int64(c.first)<<pageShift + int64(u)*unitSize
-	n := int64(end-u) * unitSize
-	mem := unsafe.Add(c.mem, uintptr(u)*unitSize)
-	if err := s.writeFile(c, u*unitPages, bytesAt(mem, n)); err != nil {
+	in, n := u*unitPages, (end-u)*unitPages
+	if err := s.writeFile(c, in, bytesAt(unsafe.Add(c.mem, uintptr(in)<<pageShift), int64(n)<<pageShift)); err != nil {
 		return err
 	}
-	if err := s.mapping.adopt(mem, n, off); err != nil {
+	if err := s.remap(c, in, n, s.mapping.adopt); err != nil {
 		return err
 	}
-	clear(c.lines[u*unitPages : end*unitPages])
-	s.disown(c, u*unitPages, (end-u)*unitPages)
+	clear(c.lines[in : in+n])
+	s.disown(c, in, n)
 	return nil
 }
 
@@ -787,16 +851,15 @@ func (s *space) writeFile(c *chunk, in pageNo, b []byte) error {
 // the bytes b: in the file, and from there in memory. Nobody else uses them meanwhile.
 func (s *space) writeThrough(p pageNo, b []byte) error {
 	c, in := s.chunkOf(uint64(p))
-	off := int64(p) << pageShift
+	n := pageNo(len(b) >> pageShift)
 	err := s.writeFile(c, in, b)
 	if err == nil {
-		err = s.mapping.show(unsafe.Add(c.mem, uintptr(in)<<pageShift), b, off)
+		err = s.remap(c, in, n, func(p unsafe.Pointer, _, off int64) (bool, error) { return s.mapping.show(p, b, off) })
 	}
 	if err != nil {
-		s.mark(uint64(off), len(b)) // the file is to have what memory has
+		s.mark(uint64(p)<<pageShift, len(b)) // the file is to have what memory has
 		return err
 	}
-	n := pageNo(len(b) >> pageShift)
 	clear(c.lines[in : in+n])
 	s.disown(c, in, n)
 	s.spilled.Add(int64(len(b)))
@@ -814,13 +877,9 @@ func (s *space) disown(c *chunk, in, n pageNo) {
 // returns how many there were. Other pages of the same word may become private
 // meanwhile.
 func (c *chunk) disown(from, to pageNo) (n int64) {
-	for i := from; i < to; {
-		w, first := i>>6, i&63
-		count := min(64-first, to-i)
-		mask := allLines >> (64 - count) << first
-		n += int64(bits.OnesCount64(atomic.AndUint64(&c.owned[w], ^mask) & mask))
-		i += count
-	}
+	eachWord(from, to, func(word pageNo, pages uint64) {
+		n += int64(bits.OnesCount64(atomic.AndUint64(&c.owned[word], ^pages) & pages))
+	})
 	return n
 }
 
@@ -850,9 +909,7 @@ func (s *space) settle(from, to uint64) error {
 		return err
 	}
 	return s.eachRange(from, to, func(c *chunk, in, n pageNo) error {
-		mem := unsafe.Add(c.mem, uintptr(in)<<pageShift)
-		off := int64(c.first+in) << pageShift
-		if err := s.mapping.adopt(mem, int64(n)<<pageShift, off); err != nil {
+		if err := s.remap(c, in, n, s.mapping.adopt); err != nil {
 			return hard(err)
 		}
 		s.disown(c, in, n)
@@ -910,7 +967,8 @@ func (s *space) discardFresh(end uint64) (zeros uint64, err error) {
 	end = (end + unitPages - 1) &^ (unitPages - 1)
 	// Memory first: a late reader must not meet a map past the end of the file.
 	err = s.eachRange(from, end, func(c *chunk, in, n pageNo) error {
-		if err := s.mapping.zero(unsafe.Add(c.mem, uintptr(in)<<pageShift), int64(n)<<pageShift); err != nil {
+		zero := func(p unsafe.Pointer, n, _ int64) (bool, error) { return s.mapping.zero(p, n) }
+		if err := s.remap(c, in, n, zero); err != nil {
 			return err
 		}
 		clear(c.lines[in : in+n])
@@ -966,6 +1024,7 @@ func (s *space) eachRange(from, to uint64, fn func(c *chunk, in, n pageNo) error
 func (s *space) dropClean() error {
 	border := s.border.Load()
 	perOS := pageNo(1) << s.osShift
+	kept, last := 0, pageNo(0) // runs of pages, and the last of them
 	for c := range s.table.Load().all {
 		if uint64(c.first) >= border {
 			continue
@@ -984,6 +1043,10 @@ func (s *space) dropClean() error {
 				if perOS > 1 {
 					s.disownClean(c, p, perOS)
 				}
+				if c.first+p != last+perOS {
+					kept++
+				}
+				last = c.first + p
 				continue
 			}
 			end := p + perOS
@@ -993,15 +1056,16 @@ func (s *space) dropClean() error {
 					end = next
 				}
 			}
-			in := uintptr(p) << pageShift
-			n := int64(end-p) << pageShift
-			if err := s.mapping.drop(unsafe.Add(c.mem, in), n, int64(c.first)<<pageShift+int64(in)); err != nil {
+			if err := s.remap(c, p, end-p, s.mapping.drop); err != nil {
 				return err
 			}
 			s.private.Add(-c.disown(p, end) * pageSize)
 			p = end - perOS
 		}
 	}
+	s.mu.Lock()
+	s.owning = kept
+	s.mu.Unlock()
 	return nil
 }
 

@@ -24,6 +24,7 @@ import (
 
 var (
 	_ = addChild("limited", childLimited)
+	_ = addChild("charged", childCharged)
 	_ = addChild("short", childShort)
 )
 
@@ -285,15 +286,23 @@ func TestReadOnlyFolder(t *testing.T) {
 	}
 }
 
-// TestMemoryLimits runs childLimited under limits of address space and of data, which is how strict overcommit counts.
+// TestMemoryLimits runs a child under a limit of address space, and one under a limit of data, which is how strict overcommit counts.
 func TestMemoryLimits(t *testing.T) {
-	for name, limit := range map[string]int{"address space": unix.RLIMIT_AS, "data": unix.RLIMIT_DATA} {
+	for name, c := range map[string]struct {
+		child string
+		args  []string
+		want  []string
+	}{
+		"address space":           {"limited", nil, []string{"full", "rolled back", "closed", "opened"}},
+		"data, less dirty":        {"charged", []string{strconv.Itoa(32 << 20)}, []string{"written", "changed", "rolled back", "opened"}},
+		"data, more may be dirty": {"charged", []string{strconv.Itoa(1 << 30)}, []string{"written", "changed", "rolled back", "opened"}},
+	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "limited.emd")
-			c := child(t, "limited", path, strconv.Itoa(limit))
-			said, err := c.rest()
-			require.NoError(t, err, "%q %s", said, c.errs)
-			require.Equal(t, []string{"full", "rolled back", "closed", "opened"}, said)
+			p := child(t, c.child, append([]string{path}, c.args...)...)
+			said, err := p.rest()
+			require.NoError(t, err, "%q %s", said, p.errs)
+			require.Equal(t, c.want, said)
 			a, err := Open(path, nil)
 			require.NoError(t, err)
 			require.NoError(t, a.verify())
@@ -320,21 +329,100 @@ func startThreads(n int) {
 	done.Wait()
 }
 
+// warmHeap leaves the runtime so much memory: it must not be refused any.
+func warmHeap(n int) {
+	warm := make([]byte, n)
+	clear(warm)
+	runtime.KeepAlive(warm)
+	warm = nil
+	runtime.GC()
+}
+
+// setLimit allows so many bytes more than figure, a line of /proc/self/status, tells now.
+func setLimit(which int, figure string, more uint64) {
+	startThreads(16)
+	runtime.GC()
+	used, err := statusBytes(figure)
+	must(err)
+	must(unix.Setrlimit(which, &unix.Rlimit{Cur: used + more, Max: used + more}))
+}
+
+// childCharged writes and changes more than its limit of data. What is not changing is no charge; and when memory gets short
+// before the dirty limit is reached, the library commits.
+func childCharged(args []string) {
+	const n = 64 << 10 // pages
+	dirty, err := strconv.ParseInt(args[1], 10, 64)
+	must(err)
+	warmHeap(64 << 20)
+	setLimit(unix.RLIMIT_DATA, "VmData:", 96<<20)
+	a, err := Open(args[0], &Options{DirtyLimit: dirty, NoSync: true})
+	must(err)
+	l, err := List[[pageSize]byte](a, "l", nil)
+	must(err)
+	want := func(i, round int) [pageSize]byte { return [pageSize]byte{byte(i), byte(i >> 8), byte(round)} }
+	for i := range n {
+		must(l.Append(want(i, 0)))
+	}
+	must(a.Sync())
+	say("written")
+	for i := range n / 2 {
+		at := i * 7919 % n
+		must(l.Set(at, want(at, 1)))
+	}
+	must(a.Sync())
+	say("changed")
+	no := errors.New("no")
+	err = a.Update(func() error {
+		for i := range n / 4 { // more than DirtyLimit, of which most is spilled
+			if err := l.Append(want(i, 2)); err != nil {
+				return err
+			}
+		}
+		return no
+	})
+	if !errors.Is(err, no) {
+		must(err)
+	}
+	for i := range n / 4 {
+		must(l.Append(want(i, 3)))
+	}
+	say("rolled back")
+	must(a.Close())
+	a, err = Open(args[0], nil)
+	must(err)
+	l, err = List[[pageSize]byte](a, "l", nil)
+	must(err)
+	changed := map[int]bool{}
+	for i := range n / 2 {
+		changed[i*7919%n] = true
+	}
+	for i := range l.Len() {
+		e, err := l.Get(i)
+		must(err)
+		at, round := i, 0
+		if changed[i] {
+			round = 1
+		}
+		if i >= n {
+			at, round = i-n, 3
+		}
+		if e != want(at, round) {
+			must(fmt.Errorf("element %d is %v", i, e[:3]))
+		}
+	}
+	if l.Len() != n+n/4 {
+		must(fmt.Errorf("%d elements", l.Len()))
+	}
+	must(a.Close())
+	say("opened")
+}
+
 // childLimited appends until the limit of 400 MiB more than it has now is reached, and rolls back. The runtime, which must not be refused memory,
 // has some in reserve then.
 func childLimited(args []string) {
-	which, err := strconv.Atoi(args[1])
-	must(err)
-	startThreads(16)
-	var s runtime.MemStats
-	runtime.GC()
-	runtime.ReadMemStats(&s)
-	used, err := statusBytes(map[int]string{unix.RLIMIT_AS: "VmSize:", unix.RLIMIT_DATA: "VmData:"}[which])
-	must(err)
 	reserve, err := unix.Mmap(-1, 0, 64<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
 	must(err)
-	limit := used + 400<<20
-	must(unix.Setrlimit(which, &unix.Rlimit{Cur: limit, Max: limit}))
+	setLimit(unix.RLIMIT_AS, "VmSize:", 336<<20)
 	a, err := Open(args[0], &Options{DirtyLimit: 32 << 20, NoSync: true})
 	must(err)
 	l, err := List[[4096]byte](a, "l", nil)
@@ -440,11 +528,7 @@ func childShort(args []string) {
 	large, err := List[[]byte](a, "large", nil)
 	must(err)
 	value := bytes.Repeat([]byte{2}, shortLarge)
-	warm := make([]byte, 128<<20) // which the runtime keeps: it must not be refused any
-	clear(warm)
-	runtime.KeepAlive(warm)
-	warm = nil
-	runtime.GC()
+	warmHeap(128 << 20)
 	used, err := statusBytes("VmData:")
 	must(err)
 	var old unix.Rlimit
