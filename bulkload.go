@@ -246,18 +246,12 @@ func (l *loader) oldEntries() *oldEntries {
 				return false, c.err
 			}
 			some = some[:0]
-			for p := range c.pages {
-				b := &c.pages[p]
-				for i := l.old.layout.next(b, 0); i >= 0; i = l.old.layout.next(b, i+1) {
-					if !c.take(b, i) {
-						continue
-					}
-					e := sortedEntry{hash: l.old.hash(c.key), key: c.key, val: c.val}
-					if c.valFar {
-						e.how, e.val = valOld, nil
-					}
-					some = append(some, e)
+			for _, copied := range c.entries {
+				e := sortedEntry{hash: l.old.hash(copied.key), key: copied.key, val: copied.val}
+				if copied.valFar {
+					e.how = valOld
 				}
+				some = append(some, e)
 			}
 			slices.SortFunc(some, func(x, y sortedEntry) int {
 				switch {

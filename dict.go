@@ -1401,73 +1401,37 @@ type cursor struct {
 	pos, last uint64
 	done      bool
 
-	// The copy: pages of one bucket, and the keys that lay in records. from
-	// and to bound the hashes wanted of it.
-	from, to uint64
-	whole    bool   // all are
-	ahead    uint64 // buckets below this hash have been asked for
-	pages    []bucket
-	far      [][]byte
-	gathers  bool        // of words: copies entries, not pages
-	words    []wordEntry // the copy then
-	page     int
-	slot     int
+	// The copy: the wanted entries of one bucket, and its pages, in which they
+	// lie but for keys that lay in records.
+	entries []copiedEntry
+	pages   []bucket
+	gathers bool        // of words: copies entries, not pages
+	words   []wordEntry // the copy then
+	ahead   uint64      // buckets below this hash have been asked for
 
+	copiedEntry       // of entries, the last that next moved to
+	at          int   // the next
+	err         error // why next returned false, nil at the end
+}
+
+// A copiedEntry is an entry of a cursor's copy.
+type copiedEntry struct {
 	key    []byte
 	val    []byte // nil if valFar
 	valFar bool   // the value lies in a record: look it up
-	err    error  // why next returned false, nil at the end
 }
 
 // next moves to the next entry.
 func (c *cursor) next() bool {
-	for {
-		for c.page < len(c.pages) {
-			if i := c.d.layout.next(&c.pages[c.page], c.slot); i >= 0 {
-				c.slot = i + 1
-				if c.take(&c.pages[c.page], i) {
-					return true
-				}
-				if c.err != nil {
-					return false
-				}
-				continue
-			}
-			c.page, c.slot = c.page+1, 0
-		}
+	for c.at == len(c.entries) {
 		if !c.fill() {
 			return false
 		}
 	}
+	c.copiedEntry = c.entries[c.at]
+	c.at++
+	return true
 }
-
-// take sets key and value from slot i, and says whether it is wanted.
-func (c *cursor) take(b *bucket, i int) bool {
-	l := c.d.layout
-	if l.kind != layoutSlotted {
-		off := l.slotOff(i)
-		c.key, c.val = b[max(0, off):off+l.keySize:off+l.keySize], b[off+l.keySize:off+l.slot:off+l.slot]
-		if l.kind == layoutLines && i == l.slots {
-			c.key = zeroKey[:l.keySize]
-		}
-	} else {
-		e, _ := l.entry(b, entryOff(b, i)) // fill has checked it
-		c.key, c.val, c.valFar = b[e.key:e.key+e.keyLen:e.key+e.keyLen], b[e.val:e.end:e.end], e.valFar
-		if e.keyFar {
-			c.key = c.far[0]
-			c.far = c.far[1:]
-		}
-		if e.valFar {
-			c.val = nil
-		}
-	}
-	return c.whole || c.has(c.d.hash(c.key))
-}
-
-// has says whether entries of the hash h are wanted.
-func (c *cursor) has(h uint64) bool { return h >= c.from && h <= c.to }
-
-var zeroKey [8]byte
 
 // fill copies the bucket of pos and moves pos behind it.
 func (c *cursor) fill() bool {
@@ -1478,7 +1442,7 @@ func (c *cursor) fill() bool {
 	var lo, hi uint64
 	start := time.Now()
 	c.err = d.read(c.pos, func(t *segmentTable, seg *segment, s uint64) (err error) {
-		c.pages, c.far, c.words = c.pages[:0], c.far[:0:0], c.words[:0]
+		c.pages, c.entries, c.words = c.pages[:0], c.entries[:0], c.words[:0]
 		lo, hi, err = c.copyBucket(t, seg, s)
 		return err
 	})
@@ -1488,11 +1452,12 @@ func (c *cursor) fill() bool {
 	if hi >= c.ahead && time.Since(start) > coldRead {
 		c.ahead = d.prefetchBuckets(hi + 1)
 	}
-	c.from, c.to = c.pos, min(hi, c.last)
-	if c.whole = c.from == lo && c.to == hi; !c.whole {
-		c.words = slices.DeleteFunc(c.words, func(e wordEntry) bool { return !c.has(d.hashWord(e.key)) })
+	if lo < c.pos || hi > c.last { // else all are wanted
+		unwanted := func(h uint64) bool { return h < c.pos || h > c.last }
+		c.entries = slices.DeleteFunc(c.entries, func(e copiedEntry) bool { return unwanted(d.hash(e.key)) })
+		c.words = slices.DeleteFunc(c.words, func(e wordEntry) bool { return unwanted(d.hashWord(e.key)) })
 	}
-	c.page, c.slot = 0, 0
+	c.at = 0
 	c.done = hi >= c.last
 	c.pos = hi + 1
 	return true
@@ -1550,6 +1515,9 @@ func (c *cursor) copyBucket(t *segmentTable, seg *segment, s uint64) (lo, hi uin
 			page := &c.pages[len(c.pages)-1]
 			page.copy(b, d.layout)
 			b = page
+			if err := c.copyEntries(b); err != nil {
+				return 0, 0, err
+			}
 		}
 		if link == 0 {
 			depth = b.depth()
@@ -1557,37 +1525,47 @@ func (c *cursor) copyBucket(t *segmentTable, seg *segment, s uint64) (lo, hi uin
 				return 0, 0, corruptAt(uint64(no)<<pageShift, "bucket of prefix %#x/%d stands for hash %#x", b.prefix(), depth, c.pos)
 			}
 		}
-		if err := c.copyFarKeys(b); err != nil {
-			return 0, 0, err
-		}
 		no, link = b.next(), b.link()+1
 	}
 	lo = prefixOf(c.pos, depth)
 	return lo, lo | ^uint64(0)>>depth, nil
 }
 
-// copyFarKeys checks the entries of a copied slotted page, and copies the keys
-// that lie elsewhere.
-func (c *cursor) copyFarKeys(b *bucket) error {
+// copyEntries adds the entries of a copied page, and copies the keys that lie
+// elsewhere.
+func (c *cursor) copyEntries(b *bucket) error {
 	l := c.d.layout
-	if l.kind != layoutSlotted {
-		return nil
-	}
 	for i := l.next(b, 0); i >= 0; i = l.next(b, i+1) {
-		e, ok := l.entry(b, entryOff(b, i))
-		if !ok {
+		if l.kind != layoutSlotted {
+			off := l.slotOff(i)
+			e := copiedEntry{key: b[max(0, off) : off+l.keySize : off+l.keySize], val: b[off+l.keySize : off+l.slot : off+l.slot]}
+			if l.kind == layoutLines && i == l.slots {
+				e.key = zeroKey[:l.keySize]
+			}
+			c.entries = append(c.entries, e)
+			continue
+		}
+		k, v, end, far := l.parts(b, entryOff(b, i))
+		if end > pageSize {
 			return corrupt("entry passes the end of its bucket")
 		}
-		if e.keyFar {
-			key, err := c.d.farKeyAt(b.refAt(e.key))
+		e := copiedEntry{key: b[k:v:v], val: b[v:end:end]}
+		if far&keyIsFar != 0 {
+			key, err := c.d.farKeyAt(b.refAt(k))
 			if err != nil {
 				return err
 			}
-			c.far = append(c.far, bytes.Clone(key))
+			e.key = bytes.Clone(key)
 		}
+		if far&valIsFar != 0 {
+			e.val, e.valFar = nil, true
+		}
+		c.entries = append(c.entries, e)
 	}
 	return nil
 }
+
+var zeroKey [8]byte
 
 // A wordEntry is an entry of words.
 type wordEntry struct{ key, val uint64 }

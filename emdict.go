@@ -348,7 +348,8 @@ func (d *EMDict[K, V]) deleteHeld(held *hold, del func(K, V) bool, n *int) error
 	defer d.d.release(held)
 	c := cursor{d: d.d, pos: held.lo, last: held.hi}
 	for c.next() {
-		e, ok, err := d.entry(&c, true, true)
+		var e keyVal[K, V]
+		ok, err := d.entry(&c, &e, true, true)
 		if err != nil {
 			return err
 		}
@@ -618,7 +619,7 @@ func (s *scan[K, V]) read() bool {
 	s.entries = s.one[:]
 	for s.c.next() {
 		var ok bool
-		if s.one[0], ok, s.c.err = s.d.entry(&s.c, s.keys, s.vals); ok || s.c.err != nil {
+		if ok, s.c.err = s.d.entry(&s.c, &s.one[0], s.keys, s.vals); ok || s.c.err != nil {
 			return ok
 		}
 	}
@@ -627,23 +628,24 @@ func (s *scan[K, V]) read() bool {
 
 // entry decodes the wanted parts of a cursor's entry; ok is false if it has
 // gone meanwhile.
-func (d *EMDict[K, V]) entry(c *cursor, keys, vals bool) (e keyVal[K, V], ok bool, err error) {
+func (d *EMDict[K, V]) entry(c *cursor, e *keyVal[K, V], keys, vals bool) (ok bool, err error) {
+	*e = keyVal[K, V]{}
 	if keys {
 		if err = d.key.decode(&e.key, c.key); err != nil {
-			return e, false, fmt.Errorf("key %#x: %w", c.key[:min(len(c.key), maxNamed)], err)
+			return false, fmt.Errorf("key %#x: %w", c.key[:min(len(c.key), maxNamed)], err)
 		}
 	}
 	if !vals {
-		return e, true, nil
+		return true, nil
 	}
 	val := c.val
 	if c.valFar {
 		if val, ok, err = d.d.get(nil, d.d.hash(c.key), c.key); err != nil || !ok {
-			return e, false, err
+			return false, err
 		}
 	}
 	err = d.decodeValue(&e.val, c.key, val)
-	return e, err == nil, err
+	return err == nil, err
 }
 
 // decodeValue sets *v to the value whose encoding is val. Its errors name the
