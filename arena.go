@@ -759,7 +759,7 @@ func (a *Arena) admitSlow(cost int64) error {
 		return err
 	}
 	room := a.room(cost)
-	if room != nil && a.space.fresh.Load() > a.limit/4 {
+	if fresh := a.space.fresh.Load(); room != nil && (fresh > a.limit/4 || fresh > 0 && errors.Is(room, ErrFull)) {
 		if err := a.spillFresh(); err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package emd
 
 import (
+	"fmt"
 	"io"
 	"sync"
 	"unsafe"
@@ -30,7 +31,7 @@ type mapping interface {
 
 	// own has the system promise memory for private copies of [p, p+n), which
 	// is guarded; from then on they may be written. Parts that are not guarded stay as they are.
-	// ErrFull: there is none to promise, and the range stays as it was.
+	// errPrivate: there is none to promise, and the range stays as it was.
 	own(p unsafe.Pointer, n int64) error
 
 	// adopt replaces the memory [p, p+n) by a private mapping of the file at
@@ -83,6 +84,10 @@ type mapping interface {
 	// does nothing.
 	close() error
 }
+
+// errPrivate is what own returns when there is no memory. It was made before: to make
+// anything then would end the program.
+var errPrivate = fmt.Errorf("%w: the system promises no more memory for changes (strict overcommit, or a limit of the process?)", ErrFull)
 
 // bytesAt returns [p, p+n) as a slice. The caller has checked that the range
 // lies inside one chunk; chunks stay readable, so the slice does too.

@@ -101,10 +101,14 @@ func (m *unixMapping) chunk(off, size, filed int64) (p unsafe.Pointer, guarded b
 }
 
 func (m *unixMapping) own(p unsafe.Pointer, n int64) error {
-	if err := mprotect(p, n, m.prot); err != nil {
-		return fmt.Errorf("memory for private copies of %d bytes: %w", n, full(err))
+	switch err := mprotect(p, n, m.prot); err {
+	case nil:
+		return nil
+	case unix.ENOMEM, unix.EAGAIN:
+		return errPrivate
+	default:
+		return fmt.Errorf("make %d bytes writable in memory: %w", n, err)
 	}
-	return nil
 }
 
 // place takes size bytes from the reservation, or from a new one.

@@ -94,10 +94,15 @@ func (m *windowsMapping) chunk(off, size, filed int64) (p unsafe.Pointer, guarde
 }
 
 func (m *windowsMapping) own(p unsafe.Pointer, n int64) error {
-	if err := protect(addressRange{p, n}, windows.PAGE_WRITECOPY); err != nil {
-		return fmt.Errorf("memory for private copies of %d bytes: %w", n, full(err))
+	var old uint32
+	err := windows.VirtualProtect(uintptr(p), uintptr(n), windows.PAGE_WRITECOPY, &old)
+	switch {
+	case err == nil:
+		return nil
+	case isShort(err):
+		return errPrivate
 	}
-	return nil
+	return fmt.Errorf("make %d bytes writable in memory: %w", n, os.NewSyscallError("VirtualProtect", err))
 }
 
 // ownsPages says whether VirtualProtect makes pages of a read-only view
@@ -389,14 +394,15 @@ func allocPages(at uintptr, n int64, how uint32) (unsafe.Pointer, error) {
 
 // full marks the refusal of memory or address space as ErrFull.
 func full(err error) error {
-	for _, code := range []error{
-		windows.ERROR_NOT_ENOUGH_MEMORY, windows.ERROR_COMMITMENT_LIMIT, windows.ERROR_NO_SYSTEM_RESOURCES,
-	} {
-		if errors.Is(err, code) {
-			return fmt.Errorf("%w: %w", ErrFull, err)
-		}
+	if isShort(err) {
+		return fmt.Errorf("%w: %w", ErrFull, err)
 	}
 	return err
+}
+
+func isShort(err error) bool {
+	return errors.Is(err, windows.ERROR_NOT_ENOUGH_MEMORY) || errors.Is(err, windows.ERROR_COMMITMENT_LIMIT) ||
+		errors.Is(err, windows.ERROR_NO_SYSTEM_RESOURCES)
 }
 
 // pointer returns an address that the OS gave, which lies outside the Go heap,

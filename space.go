@@ -65,9 +65,9 @@ type space struct {
 	whole   bool           // Options.FullPages: mark whole pages
 	tables  bool           // keep dirty lines: the mapping is private
 	shared  bool           // see relaxed.go
+	marked  []uint64       // if shared, the dirty map of every chunk: all is marked
 
-	manyOwned int      // see width
-	marked    []uint64 // if shared, the dirty map of every chunk: all is marked
+	manyOwned int // see width
 
 	// border is the first fresh page. It moves inside the closed gate only.
 	border atomic.Uint64
@@ -334,15 +334,17 @@ func (s *space) mapChunk(i int) error {
 		return err
 	}
 	c := &chunk{first: pageNo(first) << s.shift, pages: pageNo(n) << s.shift, mem: mem}
+	if guarded {
+		if err := s.keepReserve(); err != nil {
+			return err
+		}
+	}
 	if s.tables {
 		if err := c.makeTables(int(c.pages)); err != nil {
 			return err
 		}
 	}
 	if guarded {
-		if err := s.keepReserve(); err != nil {
-			return err
-		}
 		c.guard(0, c.pages)
 	}
 	for k := range n {
@@ -614,18 +616,16 @@ func (s *space) unguard(c *chunk, in pageNo) error {
 		return nil
 	}
 	least := pageNo(1) << s.osShift
-	n := max(least, s.width())
-	err := s.unguardRange(c, in, n)
-	if err != nil && n > least {
-		err = s.unguardRange(c, in, least)
+	err := s.unguardRange(c, in, max(least, s.width()))
+	if err == nil {
+		return nil
 	}
-	if err != nil && s.reserve != nil {
+	if s.reserve != nil { // at once: the runtime, too, may want memory now, and would end the program
 		freeTable(s.reserve)
 		s.reserve = nil
 		s.onShort(true)
-		err = s.unguardRange(c, in, least)
 	}
-	return err
+	return s.unguardRange(c, in, least)
 }
 
 // width returns how many pages become writable at once: the more, the more ranges
@@ -658,10 +658,10 @@ func (s *space) unguardRange(c *chunk, in, n pageNo) error {
 // remap has fn map the pages [in, in+n) of c anew, which may be guarded then.
 func (s *space) remap(c *chunk, in, n pageNo, fn func(p unsafe.Pointer, n, off int64) (guarded bool, err error)) error {
 	at := int64(in) << pageShift
-	s.mu.Lock()
-	defer s.mu.Unlock() // see unguard
+	s.mu.Lock() // against unguard, whose range may reach into this one
+	defer s.mu.Unlock()
 	guarded, err := fn(unsafe.Add(c.mem, at), int64(n)<<pageShift, int64(c.first)<<pageShift+at)
-	if err == nil && guarded {
+	if guarded {
 		c.guard(in, n)
 	}
 	return err

@@ -373,7 +373,7 @@ func childCharged(args []string) {
 	say("changed")
 	no := errors.New("no")
 	err = a.Update(func() error {
-		for i := range n / 4 { // more than DirtyLimit, of which most is spilled
+		for i := range n / 2 { // more than is allowed, of which most is spilled
 			if err := l.Append(want(i, 2)); err != nil {
 				return err
 			}
