@@ -1447,6 +1447,7 @@ func (c *cursor) fill() bool {
 		return err
 	})
 	if c.err != nil {
+		c.entries, c.at = nil, 0
 		return false
 	}
 	if hi >= c.ahead && time.Since(start) > coldRead {

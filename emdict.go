@@ -629,7 +629,6 @@ func (s *scan[K, V]) read() bool {
 // entry decodes the wanted parts of a cursor's entry; ok is false if it has
 // gone meanwhile.
 func (d *EMDict[K, V]) entry(c *cursor, e *keyVal[K, V], keys, vals bool) (ok bool, err error) {
-	*e = keyVal[K, V]{}
 	if keys {
 		if err = d.key.decode(&e.key, c.key); err != nil {
 			return false, fmt.Errorf("key %#x: %w", c.key[:min(len(c.key), maxNamed)], err)

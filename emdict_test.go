@@ -17,6 +17,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"slices"
+	"strconv"
 )
 
 // A dictModel runs the same random steps on an EMDict and on a map.
@@ -1581,4 +1583,66 @@ func readersSeeWholeValues[V any](t *testing.T, value func(n int) V, whole func(
 	})
 	wg.Wait()
 	require.NoError(t, d.Arena().verify())
+}
+
+// A reusing value decodes into the memory that it has.
+type reusing struct{ b []byte }
+
+func (r reusing) MarshalBinary() ([]byte, error) { return r.b, nil }
+
+func (r *reusing) UnmarshalBinary(b []byte) error {
+	r.b = append(r.b[:0], b...)
+	return nil
+}
+
+// TestLoopsYieldNewValues keeps what loops have yielded, of a type that would decode into the value before.
+func TestLoopsYieldNewValues(t *testing.T) {
+	a := testArena(t, testOptions{})
+	d, err := Dict[string, reusing](a, "d", nil)
+	require.NoError(t, err)
+	l, err := List[reusing](a, "l", nil)
+	require.NoError(t, err)
+	for i := range 100 {
+		v := reusing{[]byte(strconv.Itoa(i + 100))}
+		require.NoError(t, d.Set(string(v.b), v))
+		require.NoError(t, l.Append(v))
+	}
+	entries := maps.Collect(d.All())
+	require.Len(t, entries, 100)
+	for k, v := range entries {
+		require.Equal(t, k, string(v.b))
+	}
+	for i, v := range slices.Collect(l.Values()) {
+		require.Equal(t, strconv.Itoa(i+100), string(v.b))
+	}
+}
+
+// TestLoopKeepsLongKeys changes a dict inside a loop over it: keys that lie in records are the loop's own.
+func TestLoopKeepsLongKeys(t *testing.T) {
+	d, err := Dict[string, uint32](testArena(t, testOptions{}), "d", nil)
+	require.NoError(t, err)
+	key := func(c byte, i int) string { return string(bytes.Repeat([]byte{c}, 1000)) + strconv.Itoa(i) }
+	const n = 20 // of one bucket
+	for i := range n {
+		require.NoError(t, d.Set(key('a', i), 1))
+	}
+	seen := 0
+	for k := range d.Keys() {
+		require.Contains(t, []byte("ab"), k[0])
+		require.Equal(t, strings.Repeat(k[:1], 1000), k[:1000])
+		if seen++; seen == 1 { // their records go, and others take the place
+			for i := range n {
+				_, err := d.Delete(key('a', i))
+				require.NoError(t, err)
+			}
+			for i := range n {
+				require.NoError(t, d.Set(key('b', i), 2))
+			}
+		}
+		require.Equal(t, byte('a'), k[0], "what was copied with the first")
+		if seen == n {
+			break
+		}
+	}
+	require.Equal(t, n, seen)
 }

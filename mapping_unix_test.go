@@ -330,7 +330,7 @@ func (m *widthsMapping) own(p unsafe.Pointer, n int64) error {
 }
 
 // TestOwnedInRanges changes pages that lie scattered: the more have, the more become writable at once, where there is memory for them; until all
-// are dropped but one.
+// are dropped but some that follow each other.
 func TestOwnedInRanges(t *testing.T) {
 	const pages, many = 1 << 15, 40
 	f, _ := patternFile(t, 1)
@@ -359,26 +359,29 @@ func TestOwnedInRanges(t *testing.T) {
 			require.NotZero(t, fs.widths[min(most, 16<<20)])
 			clear(fs.widths)
 
-			const kept = 1600
-			s.touch(kept, 1)
-			s.page(kept)[1] = 7
+			const kept, n = 1600, 32
+			for p := range pageNo(n) {
+				s.touch(kept+p, 1)
+				s.page(kept + p)[1] = 7
+			}
 			require.NoError(t, s.eachDirty(0, pages, func(d dirtyPage) error {
-				if d.no != kept {
+				if d.no-kept >= n {
 					*d.word = 0
 				}
 				return nil
 			}))
 			s.sweep()
 			require.NoError(t, s.dropClean())
-			require.EqualValues(t, osPageSize(), s.private.Load())
-			require.Equal(t, 1, s.owning)
+			require.EqualValues(t, n*pageSize, s.private.Load())
+			require.Equal(t, 1, s.owning, "runs")
 			for p := range pageNo(pages) {
-				isKept := p>>s.osShift == kept>>s.osShift
+				isKept := p-kept < n
 				c, in := s.chunkOf(uint64(p))
 				require.Equal(t, !isKept, c.guards[in>>6]>>(in&63)&1 != 0, "page %d is read-only", p)
 				require.True(t, isKept || s.page(p)[1] == 0, "page %d is dropped", p)
 			}
 			require.EqualValues(t, 7, s.page(kept)[1])
+			require.EqualValues(t, 7, s.page(kept + n - 1)[1])
 		}
 		require.NoError(t, s.close())
 	}

@@ -542,6 +542,9 @@ func childShort(args []string) {
 	default:
 		must(err)
 	}
+	if a.status.Load() != 0 {
+		must(errors.New("what was too large has cost the reserve"))
+	}
 	must(unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: used + 40<<20, Max: old.Max}))
 	const writers = 4
 	var set atomic.Int64
@@ -573,6 +576,9 @@ func childShort(args []string) {
 			must(l.Set(i, [pageSize]byte{2}))
 			break
 		}
+	}
+	if a.status.Load() != 0 {
+		must(errors.New("memory is still short"))
 	}
 	must(a.Close())
 	say("again")
