@@ -32,13 +32,12 @@ func TestChunkRefused(t *testing.T) {
 	require.NoError(t, unix.Setrlimit(unix.RLIMIT_DATA, &lower))
 	var p unsafe.Pointer
 	var guarded bool
-	var err error
+	var err, refused error
 	for i := 0; i < 6 && err == nil; i++ {
 		p, guarded, err = m.chunk(0, size, size)
-	}
-	var refused error
-	if guarded {
-		refused = m.own(p, size)
+		if guarded && refused == nil {
+			refused = m.own(p, size)
+		}
 	}
 	require.NoError(t, unix.Setrlimit(unix.RLIMIT_DATA, &old))
 

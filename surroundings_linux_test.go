@@ -341,7 +341,7 @@ func warmHeap(n int) {
 // setLimit allows so many bytes more than figure, a line of /proc/self/status, tells now.
 func setLimit(which int, figure string, more uint64) {
 	startThreads(16)
-	runtime.GC()
+	warmHeap(64 << 20)
 	used, err := statusBytes(figure)
 	must(err)
 	must(unix.Setrlimit(which, &unix.Rlimit{Cur: used + more, Max: used + more}))
@@ -353,7 +353,6 @@ func childCharged(args []string) {
 	const n = 64 << 10 // pages
 	dirty, err := strconv.ParseInt(args[1], 10, 64)
 	must(err)
-	warmHeap(64 << 20)
 	setLimit(unix.RLIMIT_DATA, "VmData:", 96<<20)
 	a, err := Open(args[0], &Options{DirtyLimit: dirty, NoSync: true})
 	must(err)
