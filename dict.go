@@ -1509,22 +1509,22 @@ func (c *cursor) copyBucket(t *segmentTable, seg *segment, s uint64) (lo, hi uin
 		if err != nil {
 			return 0, 0, err
 		}
-		if c.gathers {
-			c.gather(b)
-		} else {
+		if !c.gathers {
 			c.pages = append(c.pages, bucket{})
 			page := &c.pages[len(c.pages)-1]
 			page.copy(b, d.layout)
 			b = page
-			if err := c.copyEntries(b); err != nil {
-				return 0, 0, err
-			}
 		}
 		if link == 0 {
 			depth = b.depth()
 			if depth < int(t.bits) || depth > int(t.bits)+maxDepth || b.prefix() != prefixOf(c.pos, depth) {
 				return 0, 0, corruptAt(uint64(no)<<pageShift, "bucket of prefix %#x/%d stands for hash %#x", b.prefix(), depth, c.pos)
 			}
+		}
+		if c.gathers {
+			c.gather(b)
+		} else if err := c.copyEntries(b); err != nil {
+			return 0, 0, err
 		}
 		no, link = b.next(), b.link()+1
 	}

@@ -10,6 +10,8 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,8 +19,6 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"slices"
-	"strconv"
 )
 
 // A dictModel runs the same random steps on an EMDict and on a map.
@@ -1621,15 +1621,14 @@ func TestLoopsYieldNewValues(t *testing.T) {
 func TestLoopKeepsLongKeys(t *testing.T) {
 	d, err := Dict[string, uint32](testArena(t, testOptions{}), "d", nil)
 	require.NoError(t, err)
-	key := func(c byte, i int) string { return string(bytes.Repeat([]byte{c}, 1000)) + strconv.Itoa(i) }
+	key := func(c rune, i int) string { return strings.Repeat(string(c), 1000) + strconv.Itoa(i) }
 	const n = 20 // of one bucket
 	for i := range n {
 		require.NoError(t, d.Set(key('a', i), 1))
 	}
 	seen := 0
 	for k := range d.Keys() {
-		require.Contains(t, []byte("ab"), k[0])
-		require.Equal(t, strings.Repeat(k[:1], 1000), k[:1000])
+		require.Equal(t, strings.Repeat("a", 1000), k[:1000], "what was copied with the first")
 		if seen++; seen == 1 { // their records go, and others take the place
 			for i := range n {
 				_, err := d.Delete(key('a', i))
@@ -1639,7 +1638,6 @@ func TestLoopKeepsLongKeys(t *testing.T) {
 				require.NoError(t, d.Set(key('b', i), 2))
 			}
 		}
-		require.Equal(t, byte('a'), k[0], "what was copied with the first")
 		if seen == n {
 			break
 		}

@@ -87,7 +87,7 @@ type mapping interface {
 
 // errPrivate is what own returns when there is no memory. It was made before: to make
 // anything then would end the program.
-var errPrivate = fmt.Errorf("%w: the system promises no more memory for changes (strict overcommit, or a limit of the process?)", ErrFull)
+var errPrivate = fmt.Errorf("%w: the system promises no more memory for changes (strict overcommit, the commit limit, or one of the process?)", ErrFull)
 
 // bytesAt returns [p, p+n) as a slice. The caller has checked that the range
 // lies inside one chunk; chunks stay readable, so the slice does too.

@@ -221,36 +221,40 @@ func TestResolveLinks(t *testing.T) {
 	assert.ErrorIs(t, err, fs.ErrNotExist)
 }
 
-// ownedFS counts how often pages become writable.
-type ownedFS struct {
+// An ownFS calls own in place of its mappings' own.
+type ownFS struct {
 	fileSystem
-	mu    sync.Mutex
-	owned map[uintptr]int
+	own func(m mapping, p unsafe.Pointer, n int64) error
 }
 
-type ownedMapping struct {
+type ownMapping struct {
 	mapping
-	fs *ownedFS
+	fs ownFS
 }
 
-func (o *ownedFS) Map(f file, written bool) mapping {
-	return &ownedMapping{o.fileSystem.Map(f, written), o}
-}
+func (o ownFS) Map(f file, written bool) mapping { return ownMapping{o.fileSystem.Map(f, written), o} }
 
-func (m *ownedMapping) own(p unsafe.Pointer, n int64) error {
-	m.fs.mu.Lock()
-	defer m.fs.mu.Unlock()
-	for i := int64(0); i < n; i += int64(osPageSize()) {
-		m.fs.owned[uintptr(p)+uintptr(i)]++
-	}
-	return m.mapping.own(p, n)
+func (m ownMapping) own(p unsafe.Pointer, n int64) error { return m.fs.own(m.mapping, p, n) }
+
+// countOwned counts in owned how often pages become writable.
+func countOwned(owned map[uintptr]int) ownFS {
+	var mu sync.Mutex
+	return ownFS{newOSFS(false, true), func(m mapping, p unsafe.Pointer, n int64) error {
+		mu.Lock()
+		defer mu.Unlock()
+		for i := int64(0); i < n; i += int64(osPageSize()) {
+			owned[uintptr(p)+uintptr(i)]++
+		}
+		return m.own(p, n)
+	}}
 }
 
 // TestOwnedOnce has goroutines meet at pages that become writable: each does so once.
 func TestOwnedOnce(t *testing.T) {
 	const pages, writers = 512, 4
 	f, _ := patternFile(t, pages*pageSize)
-	fs := &ownedFS{fileSystem: newOSFS(false, true), owned: map[uintptr]int{}}
+	owned := map[uintptr]int{}
+	fs := countOwned(owned)
 	s, err := newSpace(f, fs.Map(f, true), minChunkSize, pages, pages*pageSize, true)
 	require.NoError(t, err)
 	defer s.close()
@@ -267,8 +271,8 @@ func TestOwnedOnce(t *testing.T) {
 		require.NoError(t, s.eachDirty(0, pages, func(d dirtyPage) error { *d.word = 0; return nil }))
 		s.sweep()
 	}
-	require.Len(t, fs.owned, pages*pageSize/osPageSize())
-	for p, n := range fs.owned {
+	require.Len(t, owned, pages*pageSize/osPageSize())
+	for p, n := range owned {
 		require.Equal(t, 1, n, "page at %#x", p)
 	}
 }
@@ -284,8 +288,8 @@ func TestOwnedAreFew(t *testing.T) {
 	}
 	require.NoError(t, l.Close())
 
-	fs := &ownedFS{fileSystem: newOSFS(false, true), owned: map[uintptr]int{}}
-	a, err := openWith(path, nil, internalOptions{fs: fs})
+	owned := map[uintptr]int{}
+	a, err := openWith(path, nil, internalOptions{fs: countOwned(owned)})
 	require.NoError(t, err)
 	l, err = List[[1024]byte](a, mainName, nil)
 	require.NoError(t, err)
@@ -296,37 +300,13 @@ func TestOwnedAreFew(t *testing.T) {
 		require.NoError(t, a.Sync())
 		require.NoError(t, a.checkpoint())
 		data := n / 2 * 1024 / osPageSize()
-		require.InDelta(t, data, len(fs.owned), float64(data)/10+5)
-		for p, n := range fs.owned {
+		require.InDelta(t, data, len(owned), float64(data)/10+5)
+		for p, n := range owned {
 			require.Equal(t, 1, n, "page at %#x", p)
 		}
-		clear(fs.owned)
+		clear(owned)
 	}
 	require.NoError(t, a.Close())
-}
-
-// widthsFS notes how many bytes become writable at once, and refuses more than most.
-type widthsFS struct {
-	fileSystem
-	most   int64
-	widths map[int64]int
-}
-
-type widthsMapping struct {
-	mapping
-	fs *widthsFS
-}
-
-func (w *widthsFS) Map(f file, written bool) mapping {
-	return &widthsMapping{w.fileSystem.Map(f, written), w}
-}
-
-func (m *widthsMapping) own(p unsafe.Pointer, n int64) error {
-	if n > m.fs.most {
-		return ErrFull
-	}
-	m.fs.widths[n]++
-	return m.mapping.own(p, n)
 }
 
 // TestOwnedInRanges changes pages that lie scattered: the more have, the more become writable at once, where there is memory for them; until all
@@ -336,7 +316,14 @@ func TestOwnedInRanges(t *testing.T) {
 	f, _ := patternFile(t, 1)
 	require.NoError(t, f.Truncate(pages*pageSize))
 	for _, most := range []int64{64 << 20, 64 << 10} {
-		fs := &widthsFS{newOSFS(false, true), most, map[int64]int{}}
+		widths := map[int64]int{}
+		fs := ownFS{newOSFS(false, true), func(m mapping, p unsafe.Pointer, n int64) error {
+			if n > most {
+				return errPrivate
+			}
+			widths[n]++
+			return m.own(p, n)
+		}}
 		s, err := newSpace(f, fs.Map(f, true), 32<<20, pages, pages*pageSize, true)
 		require.NoError(t, err)
 		s.manyOwned = many
@@ -347,17 +334,17 @@ func TestOwnedInRanges(t *testing.T) {
 				s.touch(p, 1)
 				s.page(p)[1]++
 			}
-			for n, times := range fs.widths {
+			for n, times := range widths {
 				require.Contains(t, []int64{int64(osPageSize()), 64 << 10, 1 << 20, 16 << 20}, n)
 				require.True(t, times <= 2*many || n < most && most == 64<<10, "%d times %d bytes", times, n)
 			}
 			if most == 64<<20 {
 				require.EqualValues(t, pages*pageSize, s.private.Load(), "all is writable")
 			} else {
-				require.Greater(t, fs.widths[int64(osPageSize())], many, "more is refused")
+				require.Greater(t, widths[int64(osPageSize())], many, "more is refused")
 			}
-			require.NotZero(t, fs.widths[min(most, 16<<20)])
-			clear(fs.widths)
+			require.NotZero(t, widths[min(most, 16<<20)])
+			clear(widths)
 
 			const kept, n = 1600, 32
 			for p := range pageNo(n) {
@@ -387,22 +374,30 @@ func TestOwnedInRanges(t *testing.T) {
 	}
 }
 
-// refusingFS promises no memory for guarded pages.
-type refusingFS struct{ fileSystem }
-
-type refusingMapping struct{ mapping }
-
-func (r refusingFS) Map(f file, written bool) mapping {
-	return refusingMapping{r.fileSystem.Map(f, written)}
+// TestSpilledIsNotOwned adds much more than may be private in one Update: what has been spilled makes the ranges that become writable no larger.
+func TestSpilledIsNotOwned(t *testing.T) {
+	a, err := openWith(filepath.Join(tempDir(t), "spilled.emd"), nil, internalOptions{far: true, dirtyLimit: 512 << 10})
+	require.NoError(t, err)
+	a.space.manyOwned = 100
+	l, err := List[[pageSize]byte](a, "l", nil)
+	require.NoError(t, err)
+	require.NoError(t, a.Update(func() error {
+		for i := range 4000 {
+			if err := l.Append([pageSize]byte{byte(i)}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+	require.NotZero(t, a.Stats().Spilled)
+	require.NoError(t, a.Close())
 }
-
-func (refusingMapping) own(unsafe.Pointer, int64) error { return ErrFull }
 
 // TestOwnRefused has no memory for what a crash left in the log: that is an error of whoever would show it, and no damage.
 func TestOwnRefused(t *testing.T) {
 	path := crashedCommits(t, 200, internalOptions{})
 	before := folder(t, filepath.Dir(path))
-	in := internalOptions{fs: refusingFS{newOSFS(false, true)}}
+	in := internalOptions{fs: ownFS{newOSFS(false, true), func(mapping, unsafe.Pointer, int64) error { return errPrivate }}}
 	_, err := openWith(path, &Options{ReadOnly: true}, in)
 	isError(t, err, path, ErrFull)
 	_, err = salvageWith(t.Context(), path+".new", path, nil, in)

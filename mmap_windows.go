@@ -94,7 +94,7 @@ func (m *windowsMapping) chunk(off, size, filed int64) (p unsafe.Pointer, guarde
 }
 
 func (m *windowsMapping) own(p unsafe.Pointer, n int64) error {
-	var old uint32
+	var old uint32 // not by protect, which makes an error
 	err := windows.VirtualProtect(uintptr(p), uintptr(n), windows.PAGE_WRITECOPY, &old)
 	switch {
 	case err == nil:

@@ -83,7 +83,7 @@ type space struct {
 	fileSize int64
 	ensured  int              // chunks that are mapped, or will be at their first use
 	mapErr   error            // why a chunk could not be mapped
-	owning   int              // ranges of guarded pages that became writable, about
+	owning   int              // ranges of guarded pages that became writable since a checkpoint, or that it left so
 	reserve  []byte           // see reserveSize
 	onShort  func(short bool) // called when it is given up, and when there is one again
 }
@@ -629,11 +629,12 @@ func (s *space) unguard(c *chunk, in pageNo) error {
 }
 
 // width returns how many pages become writable at once: the more, the more ranges
-// did, as each may take two kernel mappings more, of which there is a limit.
+// are, as each may take two kernel mappings more, of which there is a limit. Those
+// that are have a private page each, at least; others were spilled or committed.
 func (s *space) width() pageNo {
 	const most = 16 << 20 >> pageShift
 	w := pageNo(1)
-	for n := s.owning; n >= s.manyOwned && w < most; n -= s.manyOwned {
+	for n := min(s.owning, int(s.private.Load()>>pageShift)); n >= s.manyOwned && w < most; n -= s.manyOwned {
 		w *= 16
 	}
 	return w

@@ -483,7 +483,7 @@ func TestShortOfMemory(t *testing.T) {
 	c := child(t, "short", path)
 	said, err := c.rest()
 	require.NoError(t, err, "%q %s", said, c.errs)
-	require.Len(t, said, 3)
+	require.Len(t, said, 5)
 	if os.Getenv("EMD_TEST_EMULATOR") == "" { // an emulator does not enforce the limit
 		require.Equal(t, "too large", said[0])
 	}
@@ -491,6 +491,7 @@ func TestShortOfMemory(t *testing.T) {
 	require.NoError(t, err)
 	if os.Getenv("EMD_TEST_EMULATOR") == "" {
 		require.Less(t, set, shortPages)
+		require.Equal(t, "refused", said[3])
 	}
 	require.Equal(t, "again", said[2])
 	l, err = OpenList[[pageSize]byte](path, nil)
@@ -581,4 +582,29 @@ func childShort(args []string) {
 	}
 	must(a.Close())
 	say("again")
+
+	a, err = openWith(args[0], nil, internalOptions{far: true})
+	must(err)
+	l, err = List[[pageSize]byte](a, mainName, nil)
+	must(err)
+	used, err = statusBytes("VmData:")
+	must(err)
+	a.space.mu.Lock()
+	freeTable(a.space.reserve)
+	a.space.reserve = nil
+	a.space.onShort(true)
+	a.space.mu.Unlock()
+	must(unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: used - reserveSize/2, Max: old.Max})) // a commit does not help
+	switch err := l.Set(0, [pageSize]byte{2}); {
+	case err == nil:
+		say("no limit")
+	case errors.Is(err, ErrFull):
+		say("refused")
+	default:
+		must(err)
+	}
+	must(unix.Setrlimit(unix.RLIMIT_DATA, &old))
+	must(l.Set(0, [pageSize]byte{2}))
+	must(a.Close())
+	say("restored")
 }
